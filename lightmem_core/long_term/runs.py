@@ -1,0 +1,86 @@
+"""The ledger of runs: what each one was asked to do, and its report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from lightmem_core.errors import StoreError
+from lightmem_core.long_term.shard import quoted
+
+if TYPE_CHECKING:
+    from lancedb.db import DBConnection
+
+NAME = "runs"
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("kind", pa.string()),
+        pa.field("status", pa.string()),
+        pa.field("started_at", pa.int64()),
+        pa.field("finished_at", pa.int64()),
+        pa.field("request", pa.string()),
+        pa.field("report", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run. `status` is running, done or failed; `request` and `report` can be written as JSON."""
+
+    id: str
+    kind: str
+    status: str
+    started_at: int
+    finished_at: int = 0
+    request: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class RunLedger:
+    def __init__(self, database: DBConnection):
+        if NAME in database.list_tables(limit=100_000).tables:
+            self.table = database.open_table(NAME)
+        else:
+            self.table = database.create_table(NAME, schema=SCHEMA, exist_ok=True)
+            self.table.set_unenforced_primary_key("id")
+
+    def write(self, run: Run) -> None:
+        """Add a run, or replace what is known of it."""
+        row = {
+            "id": run.id,
+            "kind": run.kind,
+            "status": run.status,
+            "started_at": run.started_at,
+            "finished_at": run.finished_at,
+            "request": json.dumps(run.request, ensure_ascii=False),
+            "report": json.dumps(run.report, ensure_ascii=False),
+        }
+        (
+            self.table.merge_insert("id")
+            .when_matched_update_all()
+            .when_not_matched_insert_all()
+            .execute(pa.Table.from_pylist([row], schema=SCHEMA))
+        )
+
+    def get(self, run_id: str) -> Run:
+        found = self.table.search().where(f"id = {quoted(run_id)}").to_list()
+        if not found:
+            known = ", ".join(run.id for run in self.latest(5)) or "none"
+            raise StoreError(f"there is no run {run_id!r}; the latest are: {known}")
+        return _run(found[0])
+
+    def latest(self, limit: int = 20) -> list[Run]:
+        """Runs, newest first."""
+        rows = self.table.search().to_list()
+        rows.sort(key=lambda row: (row["started_at"], row["id"]), reverse=True)
+        return [_run(row) for row in rows[:limit]]
+
+
+def _run(row: dict[str, Any]) -> Run:
+    request, report = json.loads(row.pop("request")), json.loads(row.pop("report"))
+    return Run(**row, request=request, report=report)

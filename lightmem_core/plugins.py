@@ -1,0 +1,78 @@
+"""Turn `use: name` or `use: package.module:Class` into an object."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import Any
+
+from lightmem_core.config import Component
+from lightmem_core.errors import ConfigError
+
+BUILTIN = {
+    "tokenizer": {
+        "minilm": "lightmem_core.encoders.minilm:MiniLMTokenizer",
+        "words": "lightmem_core.encoders.hashing:WordTokenizer",
+    },
+    "compressor": {
+        "self-information": "lightmem_core.sensory.self_information:SelfInformationCompressor",
+        "none": "lightmem_core.sensory.compress:NoCompressor",
+    },
+    "segmenter": {
+        "valley": "lightmem_core.sensory.valley:ValleySegmenter",
+        "fixed": "lightmem_core.sensory.segment:FixedSegmenter",
+    },
+    "generator": {
+        "extractive": "lightmem_core.short_term.extractive:ExtractiveGenerator",
+        "verbatim": "lightmem_core.short_term.extract:VerbatimGenerator",
+    },
+    "embedder": {
+        "minilm": "lightmem_core.encoders.minilm:MiniLMEmbedder",
+        "hash": "lightmem_core.encoders.hashing:HashEmbedder",
+    },
+    "updater": {
+        "rules": "lightmem_core.long_term.rules:RuleUpdater",
+        "none": "lightmem_core.long_term.consolidate:NoUpdater",
+    },
+}
+
+
+def load(kind: str, component: Component, **given: Any) -> Any:
+    """Import the class that `component.use` names and call it with `component.options`.
+
+    `given` are objects offered to a constructor that names them, such as the tokenizer. A path
+    works in every process that can import it, so a class of your own needs no registration.
+    """
+    cls = find(kind, component)
+    accepted = inspect.signature(cls).parameters
+    offered = {name: value for name, value in given.items() if name in accepted}
+    unknown = component.options.keys() - accepted.keys()
+    if unknown:
+        raise ConfigError(
+            f"{kind} {component.use!r} has no option {sorted(unknown)}; "
+            f"it accepts: {', '.join(accepted) or 'none'}"
+        )
+    try:
+        return cls(**offered, **component.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{kind} {component.use!r}: {error}") from error
+    except ImportError as error:
+        raise ConfigError(
+            f"{kind} {component.use!r} needs a package that is not installed ({error.name}): "
+            f"pip install 'lightmem-ray[embedded]'"
+        ) from error
+
+
+def find(kind: str, component: Component) -> Any:
+    """The class that `component.use` names. Raise ConfigError with the names that exist."""
+    known = BUILTIN[kind]
+    module, _, name = known.get(component.use, component.use).partition(":")
+    if not name:
+        raise ConfigError(
+            f"unknown {kind} {component.use!r}: "
+            f"use one of {sorted(known)}, or the path 'package.module:Class' of your own"
+        )
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{kind} {component.use!r} cannot be imported: {error}") from error

@@ -1,0 +1,66 @@
+"""What a plugged-in part must do. Each method takes a batch and answers in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from lightmem_core.types import Buffer, Decision, Entry, Fact, Message
+
+In = TypeVar("In", contravariant=True)
+Out = TypeVar("Out", covariant=True)
+
+
+class Stage(Protocol[In, Out]):
+    """A batch of rows in, a batch of rows out. No hidden state, so any batch may be retried."""
+
+    def __call__(self, rows: Sequence[In], /) -> list[Out]: ...
+
+
+class Tokenizer(Protocol):
+    """Token counts are real: th, r and every report count with the same tokenizer."""
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special tokens left out."""
+        ...
+
+
+class Compressor(Protocol):
+    def compress(self, texts: Sequence[str]) -> list[str]:
+        """Return each text with its uninformative words dropped, the rest in order, never empty."""
+        ...
+
+
+class Segmenter(Protocol):
+    def cut(self, sessions: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """For each session: the indices, ascending and excluding 0, at which a new topic starts."""
+        ...
+
+
+class Generator(Protocol):
+    """Writes memories. `name` is stored with every entry;"""
+
+    name: str
+
+    def generate(self, buffers: Sequence[Buffer]) -> list[list[Fact] | str]:
+        """For each buffer its facts (none is an answer), or a string that says why it failed."""
+        ...
+
+
+class Embedder(Protocol):
+    """`name` and `dim` are kept in the store, which refuses vectors of any other model."""
+
+    name: str
+    dim: int
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return unit vectors, float32, of shape (len(texts), dim)."""
+        ...
+
+
+class Updater(Protocol):
+    def decide(self, entry: Entry, queue: Sequence[tuple[Entry, float]]) -> Decision | None:
+        """Judge an entry by its queue: later entries with their similarity, most similar first."""
+        ...

@@ -1,0 +1,1 @@
+"""Light 2: fill buffers with topics and write the memory entries."""

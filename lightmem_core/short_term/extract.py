@@ -1,0 +1,84 @@
+"""The extraction stage: a generator's facts become entries, and every message gets a state."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lightmem_core.errors import ComponentError
+from lightmem_core.protocols import Generator
+from lightmem_core.types import Buffer, Entry, Extracted, Fact, Message, Source, stable_id
+
+
+class Extraction:
+    """One generator call for a batch of buffers. A failed buffer's messages are quarantined."""
+
+    def __init__(self, generator: Generator):
+        self.generator = generator
+
+    def __call__(self, rows: Sequence[Buffer]) -> list[Extracted]:
+        answers = self.generator.generate(rows)
+        if len(answers) != len(rows):
+            raise ComponentError(
+                f"{type(self.generator).__name__}.generate returned {len(answers)} answers for "
+                f"{len(rows)} buffers, expected as many"
+            )
+        return [self._extracted(row, answer) for row, answer in zip(rows, answers, strict=True)]
+
+    def _extracted(self, buffer: Buffer, answer: list[Fact] | str) -> Extracted:
+        messages = buffer.messages
+        if isinstance(answer, str):
+            failed = tuple(replace(m, state="quarantined", reason=answer) for m in messages)
+            return Extracted(buffer.user_id, failed, (), buffer.duplicates)
+        ordinals: Counter[int] = Counter()
+        entries = []
+        for fact in answer:
+            self._check(fact, messages)
+            entries.append(self._entry(fact, messages, ordinals[fact.sources[0]]))
+            ordinals[fact.sources[0]] += 1
+        used = {index for fact in answer for index in fact.sources}
+        states = tuple(
+            replace(m, state="stored" if index in used else "no_facts")
+            for index, m in enumerate(messages)
+        )
+        return Extracted(buffer.user_id, states, tuple(entries), buffer.duplicates)
+
+    def _check(self, fact: Fact, messages: Sequence[Message]) -> None:
+        if not fact.sources or not all(0 <= s < len(messages) for s in fact.sources):
+            raise ComponentError(
+                f"{type(self.generator).__name__} gave a fact the sources {list(fact.sources)}, "
+                f"expected some of the buffer's {len(messages)} messages"
+            )
+
+    def _entry(self, fact: Fact, messages: Sequence[Message], ordinal: int) -> Entry:
+        sources = tuple(Source(messages[s].session_id, messages[s].position) for s in fact.sources)
+        places = [(s.session_id, s.position) for s in sources]
+        first = messages[fact.sources[0]]
+        return Entry(
+            id=stable_id("entry", first.user_id, places, ordinal, fact.text),
+            user_id=first.user_id,
+            session_id=first.session_id,
+            position=first.position,
+            ordinal=ordinal,
+            speaker=first.speaker,
+            text=fact.text,
+            topic=fact.topic,
+            said_at=first.said_at,
+            event_at=fact.event_at,
+            sources=sources,
+            agent_id=first.agent_id,
+            writer=self.generator.name,
+        )
+
+
+class VerbatimGenerator:
+    """One fact per message, as it was said: the generator that needs no model."""
+
+    name = "verbatim"
+
+    def generate(self, buffers: Sequence[Buffer]) -> list[list[Fact] | str]:
+        return [
+            [Fact(m.content, (index,)) for index, m in enumerate(buffer.messages)]
+            for buffer in buffers
+        ]

@@ -1,0 +1,107 @@
+"""Memory entries without an LLM: the informative sentences of each message, in its own words."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import regex
+
+from lightmem_core.language import LANGUAGES, WordModel, words
+from lightmem_core.short_term.dates import resolve
+from lightmem_core.short_term.sentences import split
+from lightmem_core.types import Buffer, Fact, Message, Segment
+
+COMMON_BITS = 10.0  # what the words of small talk carry; only bits above this inform
+RARE_BITS = 20.0  # rarer than this are names and misspellings: not more informative
+TOPIC_WORDS = 4
+_DIGIT = regex.compile(r"\p{N}")
+
+
+class ExtractiveGenerator:
+    """One fact per statement: consecutive informative sentences, at most `max_chars` together.
+
+    A sentence informs if it holds a number, or if its words, speakers' names aside, carry
+    `min_bits` more than common words do. Greetings, thanks and praise do not. Only messages of
+    `roles` are read, unless that is None.
+    """
+
+    name = "extractive"
+
+    def __init__(
+        self,
+        *,
+        roles: Sequence[str] | None = None,
+        languages: Sequence[str] = LANGUAGES,
+        min_bits: float = 5.0,
+        max_chars: int = 240,
+    ):
+        self.roles = None if roles is None else frozenset(roles)
+        self.model = WordModel(languages)
+        self.min_bits = min_bits
+        self.max_chars = max_chars
+
+    def generate(self, buffers: Sequence[Buffer]) -> list[list[Fact] | str]:
+        return [list(self._facts(buffer)) for buffer in buffers]
+
+    def _facts(self, buffer: Buffer) -> Iterator[Fact]:
+        start = 0
+        for segment in buffer.segments:
+            yield from self._of_segment(segment, start)
+            start += len(segment.messages)
+
+    def _of_segment(self, segment: Segment, start: int) -> Iterator[Fact]:
+        tokens = [words(message.content) for message in segment.messages]
+        names = {word for message in segment.messages for word in words(message.speaker)}
+        said = [word for row in tokens for word in row]
+        language = self.model.language_of(said)
+        topic = self._topic(said, names, language)
+        for index, message in enumerate(segment.messages, start):
+            for text in self._statements(message, names, language):
+                event_at = resolve(text, message.said_at, language)
+                yield Fact(text, (index,), topic, event_at)
+
+    def _statements(self, message: Message, names: set[str], language: str) -> Iterator[str]:
+        """The informative sentences of a message, packed into texts of at most `max_chars`."""
+        if self.roles is not None and message.role not in self.roles:
+            return
+        packed = ""
+        for sentence in split(message.content):
+            if not self._informs(sentence, names, language):
+                continue
+            for piece in self._pieces(sentence):
+                if packed and len(packed) + len(piece) >= self.max_chars:
+                    yield packed
+                    packed = ""
+                packed = f"{packed} {piece}".lstrip()
+        if packed:
+            yield packed
+
+    def _pieces(self, sentence: str) -> list[str]:
+        """A sentence, cut at spaces where it is more than twice too long for one text."""
+        if len(sentence) <= 2 * self.max_chars:
+            return [sentence]
+        return textwrap.wrap(sentence, self.max_chars, break_on_hyphens=False)
+
+    def _informs(self, sentence: str, names: set[str], language: str) -> bool:
+        if _DIGIT.search(sentence):
+            return True
+        spoken = dict.fromkeys(words(sentence))
+        return sum(self._surplus(word, names, language) for word in spoken) >= self.min_bits
+
+    def _surplus(self, word: str, names: set[str], language: str) -> float:
+        """The bits of a word above those of common words; none for the name of a speaker."""
+        if word.split("'")[0] in names:
+            return 0.0
+        return max(self.model.bits(word, language) - COMMON_BITS, 0.0)
+
+    def _topic(self, said: Sequence[str], names: set[str], language: str) -> str:
+        """The words said most, each weighed by what it informs; ties go to the one said first."""
+        weights: dict[str, float] = {}
+        for word, times in Counter(said).items():
+            if word.isalpha() and len(word) > 1:
+                surplus = self._surplus(word, names, language)
+                weights[word] = times * min(surplus, RARE_BITS - COMMON_BITS)
+        best = sorted(weights, key=lambda word: -weights[word])[:TOPIC_WORDS]
+        return ", ".join(word for word in best if weights[word] > 0)

@@ -1,0 +1,191 @@
+"""The rows that flow between stages. Frozen, plain, and free of behaviour beyond identity.
+
+Every time is UTC milliseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+State = Literal["", "stored", "no_facts", "quarantined"]
+Action = Literal["keep", "merge", "supersede"]
+
+
+def stable_id(*parts: object) -> str:
+    """Hash the parts that identify a row, so that a retried task writes the same id twice."""
+    joined = "\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(joined, digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One utterance, at `position` (from 0) of its session; -1 until the history is ordered.
+
+    `source` says where it was read, as "file:line". Admission fills `id`, compression
+    `compressed` and both token counts, segmentation `segment_id`, extraction `state` and `reason`.
+    """
+
+    user_id: str
+    session_id: str
+    position: int
+    role: str
+    content: str
+    said_at: int
+    name: str = ""
+    agent_id: str = ""
+    metadata: str = ""
+    source: str = ""
+    id: str = ""
+    compressed: str = ""
+    content_tokens: int = 0
+    compressed_tokens: int = 0
+    segment_id: str = ""
+    state: State = ""
+    reason: str = ""
+
+    @property
+    def speaker(self) -> str:
+        return self.name or self.role
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All messages of one user in a run, oldest first. `duplicates` were dropped on admission."""
+
+    user_id: str
+    messages: tuple[Message, ...]
+    duplicates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive messages of one session that share a topic."""
+
+    messages: tuple[Message, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(m.compressed_tokens for m in self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedHistory:
+    """A history cut into topics, in order."""
+
+    user_id: str
+    segments: tuple[Segment, ...]
+    duplicates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Segments of one user that fill one LLM call.
+
+    A history without messages gives one buffer without segments, so that its `duplicates` are
+    still reported.
+    """
+
+    user_id: str
+    segments: tuple[Segment, ...]
+    duplicates: int = 0
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return tuple(m for segment in self.segments for m in segment.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A message that an entry was written from."""
+
+    session_id: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What a generator found in a buffer. `sources` index the buffer's messages, from 0."""
+
+    text: str
+    sources: tuple[int, ...]
+    topic: str = ""
+    event_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """One stored memory.
+
+    `said_at` and `position` are those of the first source message; `event_at` is what the text
+    refers to, if that could be resolved. `run_id` wrote it, at `stored_at`. `absorbed` are the
+    sources of the entries merged into this one; `superseded_by` names the successor of a
+    tombstone; `changed_by` is the last run that changed either, and `gen` counts changes.
+    `vector`: float32, unit length, shape (dim,).
+    """
+
+    id: str
+    user_id: str
+    session_id: str
+    position: int
+    ordinal: int
+    speaker: str
+    text: str
+    topic: str
+    said_at: int
+    event_at: int | None
+    sources: tuple[Source, ...]
+    agent_id: str = ""
+    writer: str = ""
+    run_id: str = ""
+    stored_at: int = 0
+    absorbed: tuple[Source, ...] = ()
+    superseded_by: str = ""
+    changed_by: str = ""
+    gen: int = 0
+    vector: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def active(self) -> bool:
+        return not self.superseded_by
+
+    @property
+    def order(self) -> tuple[int, str, int, int]:
+        """The total order of a user's entries: equal times are ordered by place."""
+        return (self.said_at, self.session_id, self.position, self.ordinal)
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """The outcome of a buffer: its messages with their states, and the entries written."""
+
+    user_id: str
+    messages: tuple[Message, ...]
+    entries: tuple[Entry, ...]
+    duplicates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UserEntries:
+    """The active entries of one user, in their order."""
+
+    user_id: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the sleep phase does with an entry: `entry_id` becomes a tombstone for `successor`.
+
+    `similarity` is the cosine of the two vectors.
+    """
+
+    user_id: str
+    entry_id: str
+    action: Action
+    successor: str
+    similarity: float
+    reason: str

@@ -1,0 +1,1 @@
+"""Batch construction and upkeep of memories on Ray."""

@@ -1,0 +1,146 @@
+"""Histories in, memories out: read, group by user, run the stages, commit, report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from lightmem_core import factory
+from lightmem_core.config import Config, MemoryConfig
+from lightmem_core.errors import InputError
+from lightmem_core.formats import FORMATS
+from lightmem_core.long_term.runs import Run
+from lightmem_core.long_term.shard import now_ms
+from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_core.types import History, stable_id
+from lightmem_pipelines.cluster import ray_session
+from lightmem_pipelines.commit import Admission, Commit, Committers
+from lightmem_pipelines.files import InputFile, RunFiles, find_files
+from lightmem_pipelines.monitor import Progress, duration, shown, start_monitor
+from lightmem_pipelines.operators import STEPS, Step, apply
+from lightmem_pipelines.reading import Reader, read_histories
+from lightmem_pipelines.report import backfill_report
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillRequest:
+    """What to read. `resume` names an interrupted run, to be finished under its own name."""
+
+    sources: tuple[str, ...]
+    format: str | None = None
+    max_bad_rows: int | None = None
+    resume: str | None = None
+    progress: bool = True
+
+
+def backfill(config: Config, request: BackfillRequest) -> Run:
+    """Store the memories of all messages in the sources, each once, and return the finished run.
+
+    Raise ConfigError or InputError before anything is started, ReconcileError if a message cannot
+    be accounted for.
+    """
+    factory.check(config.memory)
+    if request.format is not None and request.format not in FORMATS:
+        raise InputError(f"there is no format {request.format!r}: use one of {sorted(FORMATS)}")
+    files = find_files(request.sources)
+    model = VectorModel.of(factory.embedder(config.memory))
+    store = MemoryStore.create(config.memory.store, model)
+    run = _start(store, request)
+    try:
+        with ray_session(config.pipelines):
+            report = _run(config, request, files, store, run)
+    except BaseException as error:
+        _finish(store, run, "failed", {"error": f"{type(error).__name__}: {error}"})
+        raise
+    return _finish(store, run, "done", report)
+
+
+def _start(store: MemoryStore, request: BackfillRequest) -> Run:
+    if request.resume is not None:
+        run = store.runs.get(request.resume)
+        if run.kind != "backfill":
+            raise InputError(f"{run.id} is a {run.kind} run: only a backfill can be resumed")
+    else:
+        started = now_ms()
+        run = Run(
+            id=new_run_id("backfill", started, *request.sources),
+            kind="backfill",
+            status="running",
+            started_at=started,
+            request={"sources": list(request.sources), "format": request.format},
+        )
+    store.runs.write(run)
+    return run
+
+
+def new_run_id(kind: str, started: int, *parts: str) -> str:
+    """A name that sorts by time and differs for different work started together."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started / 1000))
+    return f"{kind}-{stamp}-{stable_id(started, *parts)[:6]}"
+
+
+def _finish(store: MemoryStore, run: Run, status: str, report: dict[str, Any]) -> Run:
+    finished = Run(run.id, run.kind, status, run.started_at, now_ms(), run.request, report)
+    store.runs.write(finished)
+    return finished
+
+
+def _run(
+    config: Config, request: BackfillRequest, files: list[InputFile], store: MemoryStore, run: Run
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    run_files = RunFiles(config.memory.store.uri, run.id)
+    monitor = start_monitor(request.max_bad_rows)
+    reader = Reader(run_files, monitor, request.format, config.pipelines.input.timezone)
+    histories = read_histories(files, reader, config.pipelines.input.grouped)
+    committers = Committers(config.memory.store)
+    outcomes = _stages(config, histories, run.id, monitor)
+    outcomes = outcomes.map_batches(
+        Commit(committers, run.id),
+        batch_size=config.pipelines.commit_buffers * store.shard_count,
+        batch_format="pyarrow",
+        num_cpus=0.1,
+    )
+    with shown(monitor, partial(_line, len(files)), request.progress):
+        duplicates = sum(
+            pa.compute.sum(batch["duplicates"]).as_py() or 0
+            for batch in outcomes.iter_batches(batch_format="pyarrow", batch_size=None)
+        )
+        committers.optimize()
+    progress = ray.get(monitor.read.remote())
+    seconds = time.perf_counter() - started
+    report = backfill_report(store, run_files, duplicates, progress, seconds)
+    report.messages.reconcile()
+    return report.as_dict()
+
+
+def _stages(config: Config, data: ray.data.Dataset, run_id: str, monitor: Any) -> ray.data.Dataset:
+    """The stages, pool by pool; admission runs in front, on the first pool."""
+
+    def admission(memory: MemoryConfig) -> Admission:
+        return Admission(memory.store, run_id)
+
+    front = [("admit", Step(admission, reads=History, writes=History))]
+    for pool in config.pipelines.pools:
+        steps = [*front, *((name, STEPS[name]) for name in pool.steps)]
+        data, front = apply(data, steps, config.memory, pool, monitor), []
+    return data
+
+
+def _line(files: int, progress: Progress, seconds: float) -> str:
+    counts = progress.counts
+    read, done = counts["read"], counts["messages"]
+    users = progress.rows["admit"]
+    text = f"{users:,} users · {done:,} of {read:,} messages · {counts['entries']:,} entries"
+    text += f" · {counts['calls']:,} LLM calls · {duration(seconds)}"
+    if counts["files"] < files:
+        return f"{text} · reading file {counts['files'] + 1:,} of {files:,}"
+    if 0 < done < read:
+        return f"{text} · about {duration(seconds * (read - done) / done)} left"
+    return text

@@ -1,0 +1,62 @@
+"""Ray for the length of a command: the cluster that is there, or one of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.data import DataContext
+
+from lightmem_core.config import PipelinesConfig
+from lightmem_core.errors import LightMemError
+
+
+@contextmanager
+def ray_session(config: PipelinesConfig) -> Iterator[None]:
+    """Connect to Ray, quietly, and leave it as it was found."""
+    mine = not ray.is_initialized()
+    if mine:
+        _start(config)
+    for name in ("ray.data", "ray.data.progress"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    context.print_on_execution_start = False
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        if (own := _own_error(error)) is not None:
+            raise own from error
+        raise
+    finally:
+        context.enable_progress_bars = bars
+        if mine:
+            ray.shutdown()
+
+
+def _start(config: PipelinesConfig) -> None:
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # read when Ray starts
+    joining = config.address or os.environ.get("RAY_ADDRESS")
+    with warnings.catch_warnings():
+        # Ray forks only to exec, which the store's library cannot know.
+        warnings.filterwarnings("ignore", message="lancedb fork support")
+        ray.init(
+            address=config.address,
+            num_cpus=None if joining else config.num_cpus,
+            include_dashboard=None if joining else False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+
+
+def _own_error(error: BaseException | None) -> LightMemError | None:
+    """The error of ours that a worker raised, if that is what stopped Ray."""
+    while error is not None:
+        if isinstance(error, LightMemError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None

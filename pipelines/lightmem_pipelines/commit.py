@@ -1,0 +1,87 @@
+"""The store's edge of a run: what is known is not admitted, what is new is committed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from lightmem_core.config import StoreConfig
+from lightmem_core.long_term.store import MemoryStore
+from lightmem_core.types import History
+
+OUTCOME = pa.schema([("messages", pa.int64()), ("duplicates", pa.int64())])
+
+
+class Admission:
+    """Drop the messages that the store holds. Those of an earlier run are counted as duplicates;
+    those of this run were committed before it was interrupted, and count as what they are."""
+
+    def __init__(self, config: StoreConfig, run_id: str):
+        self.store = MemoryStore.open(config)
+        self.run_id = run_id
+
+    def __call__(self, rows: Sequence[History]) -> list[History]:
+        known: dict[str, str] = {}
+        for number, users in self.store.by_shard({row.user_id for row in rows}).items():
+            known |= self.store.shards[number].known(users)
+        return [self._admitted(row, known) for row in rows] if known else list(rows)
+
+    def _admitted(self, row: History, known: dict[str, str]) -> History:
+        new = tuple(m for m in row.messages if m.id not in known)
+        earlier = sum(known.get(m.id, self.run_id) != self.run_id for m in row.messages)
+        return replace(row, messages=new, duplicates=row.duplicates + earlier)
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Committer:
+    """The one writer of a shard. Ray may restart it and repeat its calls: each is idempotent."""
+
+    def __init__(self, config: StoreConfig, number: int):
+        self.shard = MemoryStore.open(config).shard(number)
+
+    def insert(self, extracted: pa.Table, run_id: str) -> None:
+        self.shard.insert(extracted, run_id)
+
+    def update(self, changed: pa.Table) -> None:
+        self.shard.update(changed)
+
+    def optimize(self) -> None:
+        self.shard.optimize()
+
+
+class Committers:
+    """The committers of a store's shards. Can be passed to tasks."""
+
+    def __init__(self, config: StoreConfig):
+        self.config = config
+        store = MemoryStore.open(config)
+        self.actors: list[Any] = [
+            Committer.remote(config, number)  # pyright: ignore[reportAttributeAccessIssue]
+            for number in range(store.shard_count)
+        ]
+
+    def optimize(self) -> None:
+        ray.get([actor.optimize.remote() for actor in self.actors])
+
+
+class Commit:
+    """The last step of a backfill: hand each row to the committer of its user's shard, and wait."""
+
+    def __init__(self, committers: Committers, run_id: str):
+        self.committers = committers
+        self.run_id = run_id
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        store = MemoryStore.open(self.committers.config)
+        numbers = pa.array([store.shard_number(u) for u in batch["user_id"].to_pylist()])
+        waiting = []
+        for number in set(numbers.to_pylist()):
+            part = batch.filter(pa.compute.equal(numbers, number))
+            waiting.append(self.committers.actors[number].insert.remote(part, self.run_id))
+        ray.get(waiting)
+        messages = pa.compute.list_value_length(batch["messages"])
+        return pa.table([messages, batch["duplicates"]], schema=OUTCOME)

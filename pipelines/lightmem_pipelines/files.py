@@ -1,0 +1,109 @@
+"""The input's files, and the Parquet and JSON files that a run leaves beside the store's tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from lightmem_core.errors import InputError
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".jsonl.gz", ".ndjson.gz")
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    path: str
+    size: int
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a URI or local path, and the path within it."""
+    if "://" in uri:
+        return fs.FileSystem.from_uri(uri)
+    return fs.LocalFileSystem(), str(PurePosixPath(uri))
+
+
+def find_files(sources: Sequence[str]) -> list[InputFile]:
+    """The files that sources name: files, folders (searched through), globs and URIs.
+
+    Raise InputError where one names nothing.
+    """
+    found: dict[str, InputFile] = {}
+    for source in sources:
+        files = list(_expand(source))
+        if not files:
+            raise InputError(
+                f"{source} names no input: give a file, or a folder or glob that holds files "
+                f"ending in {', '.join(SUFFIXES)}"
+            )
+        found.update((file.path, file) for file in files)
+    return list(found.values())
+
+
+def _expand(source: str) -> Iterator[InputFile]:
+    if has_magic(source) and "://" not in source:
+        for path in sorted(glob(source, recursive=True)):
+            yield from _expand(path)
+        return
+    system, path = filesystem(source)
+    prefix = source.removesuffix(path) if "://" in source else ""
+    info = system.get_file_info(path)
+    if info.type == fs.FileType.File:
+        yield InputFile(source, info.size or 0)
+    elif info.type == fs.FileType.Directory:
+        listing = system.get_file_info(fs.FileSelector(path, recursive=True))
+        for item in sorted(listing, key=lambda i: i.path):
+            if item.type == fs.FileType.File and item.path.endswith(SUFFIXES):
+                yield InputFile(prefix + item.path, item.size or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """A folder per run. A file written twice under one name is replaced: retries are harmless."""
+
+    store_uri: str
+    run_id: str
+
+    def _folder(self, kind: str) -> tuple[fs.FileSystem, str]:
+        system, root = filesystem(self.store_uri)
+        return system, f"{root}/_runs/{self.run_id}/{kind}"
+
+    def write_rows(self, kind: str, name: str, rows: pa.Table) -> None:
+        system, folder = self._folder(kind)
+        system.create_dir(folder, recursive=True)
+        pq.write_table(rows, f"{folder}/{name}.parquet", filesystem=system)
+
+    def write_json(self, kind: str, name: str, value: Any) -> None:
+        system, folder = self._folder(kind)
+        system.create_dir(folder, recursive=True)
+        with system.open_output_stream(f"{folder}/{name}.json") as stream:
+            stream.write(json.dumps(value).encode())
+
+    def read_rows(self, kind: str, schema: pa.Schema) -> pa.Table:
+        """All rows of a kind; none where none were written."""
+        system, paths = self._listing(kind)
+        tables = [pq.read_table(path, filesystem=system) for path in paths]
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def read_json(self, kind: str) -> Iterator[Any]:
+        system, paths = self._listing(kind)
+        for path in paths:
+            with system.open_input_stream(path) as stream:
+                yield json.loads(stream.read())
+
+    def folder(self, kind: str) -> str:
+        """Where the files of a kind are, for a person to look."""
+        return f"{self.store_uri}/_runs/{self.run_id}/{kind}"
+
+    def _listing(self, kind: str) -> tuple[fs.FileSystem, list[str]]:
+        system, folder = self._folder(kind)
+        selector = fs.FileSelector(folder, allow_not_found=True)
+        return system, sorted(item.path for item in system.get_file_info(selector))

@@ -1,0 +1,102 @@
+"""What a run is doing, for people: an actor that steps report to, and the line that shows it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.live import Live
+
+from lightmem_core.errors import InputError
+
+SECONDS_BETWEEN_LINES = 15  # where the display is no terminal
+
+
+@dataclass
+class Progress:
+    """Counts so far. A retried task is counted twice here; the report counts in the store."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+
+
+class Monitor:
+    """One actor a run. Raises InputError in the reader that goes over `max_bad_rows`."""
+
+    def __init__(self, max_bad_rows: int | None = None):
+        self.max_bad_rows = max_bad_rows
+        self.bad_rows: dict[str, int] = {}
+        self.progress = Progress()
+
+    def add(self, **counts: int) -> None:
+        self.progress.counts.update(counts)
+
+    def step(self, name: str, rows: int, seconds: float) -> None:
+        self.progress.rows[name] += rows
+        self.progress.seconds[name] += seconds  # pyright: ignore[reportArgumentType]
+
+    def bad(self, path: str, rows: int) -> None:
+        """Say how many bad rows a file has so far."""
+        self.bad_rows[path] = rows
+        total = sum(self.bad_rows.values())
+        if self.max_bad_rows is not None and total > self.max_bad_rows:
+            raise InputError(
+                f"{total} rows could not be read, more than --max-bad-rows {self.max_bad_rows}; "
+                f"the last was in {path}: mend the input, or raise the cap"
+            )
+
+    def read(self) -> Progress:
+        return self.progress
+
+
+def start_monitor(max_bad_rows: int | None = None) -> Any:
+    return ray.remote(Monitor).options(num_cpus=0).remote(max_bad_rows)
+
+
+@contextmanager
+def shown(monitor: Any, line: Any, enabled: bool = True) -> Iterator[None]:
+    """Show `line(progress, seconds)` while the block runs, on one line that changes."""
+    stop = threading.Event()
+    console = Console(stderr=True)
+    watcher = threading.Thread(target=_watch, args=(monitor, line, console, stop), daemon=True)
+    if enabled:
+        watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if enabled:
+            watcher.join(timeout=5)
+
+
+def _watch(monitor: Any, line: Any, console: Console, stop: threading.Event) -> None:
+    started = time.monotonic()
+
+    def text() -> str:
+        return line(ray.get(monitor.read.remote()), time.monotonic() - started)
+
+    if console.is_terminal:
+        with Live(text(), console=console, transient=True, refresh_per_second=4) as live:
+            while not stop.wait(0.5):
+                live.update(text())
+    else:
+        while not stop.wait(SECONDS_BETWEEN_LINES):
+            console.print(text(), highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 3 min 5 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

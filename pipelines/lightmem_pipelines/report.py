@@ -1,0 +1,124 @@
+"""The report of a run, counted in the store after the last commit: retries cannot skew it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lightmem_core.errors import ReconcileError
+from lightmem_core.long_term.store import MemoryStore
+from lightmem_pipelines.files import RunFiles
+from lightmem_pipelines.monitor import Progress
+
+COUNTED = ["user_id", "state", "reason", "segment_id", "content_tokens", "compressed_tokens"]
+
+
+@dataclass
+class Messages:
+    """What became of the messages: `read` is counted by the readers, the rest in the store."""
+
+    read: int = 0
+    stored: int = 0
+    no_facts: int = 0
+    duplicate: int = 0
+    quarantined: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def bad(self) -> int:
+        return sum(self.quarantined.values())
+
+    def reconcile(self) -> None:
+        """Raise ReconcileError unless every message read ended in one state."""
+        ended = self.stored + self.no_facts + self.duplicate + self.bad
+        if ended != self.read:
+            raise ReconcileError(
+                f"{self.read} messages were read, but {ended} ended in a state ({self}): this is "
+                "a defect, please report it; resume the run to see whether it repairs itself"
+            )
+
+
+@dataclass
+class Usage:
+    """LLM use in the columns of the paper's tables."""
+
+    summary_in: int = 0
+    summary_out: int = 0
+    update_in: int = 0
+    update_out: int = 0
+    calls: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.summary_in + self.summary_out + self.update_in + self.update_out
+
+
+@dataclass
+class BackfillReport:
+    messages: Messages
+    users: int
+    segments: int
+    entries: int
+    tokens_before: int
+    tokens_after: int
+    seconds: float
+    steps: dict[str, dict[str, float]]
+    llm: Usage = field(default_factory=Usage)
+
+    def as_dict(self) -> dict[str, Any]:
+        llm = asdict(self.llm) | {"total": self.llm.total}
+        return asdict(self) | {"llm": llm}
+
+
+def backfill_report(
+    store: MemoryStore, run_files: RunFiles, duplicates: int, progress: Progress, seconds: float
+) -> BackfillReport:
+    messages = Messages(duplicate=duplicates)
+    quarantined: Counter[str] = Counter()
+    for summary in run_files.read_json("read"):
+        quarantined.update(summary["rejected"])
+        messages.read += summary["messages"] + sum(summary["rejected"].values())
+    tally = _tally(store, run_files.run_id)
+    messages.stored, messages.no_facts = tally.states["stored"], tally.states["no_facts"]
+    messages.quarantined = dict(quarantined + tally.reasons)
+    return BackfillReport(
+        messages=messages,
+        users=len(tally.users),
+        segments=len(tally.segments),
+        entries=sum(s.entries_written(run_files.run_id) for s in store.shards),
+        tokens_before=tally.tokens_before,
+        tokens_after=tally.tokens_after,
+        seconds=round(seconds, 3),
+        steps=step_table(progress),
+    )
+
+
+def step_table(progress: Progress) -> dict[str, dict[str, float]]:
+    return {
+        name: {"rows": rows, "seconds": round(progress.seconds[name], 3)}
+        for name, rows in progress.rows.items()
+    }
+
+
+@dataclass
+class _Tally:
+    states: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    users: set[str] = field(default_factory=set)
+    segments: set[str] = field(default_factory=set)
+    tokens_before: int = 0
+    tokens_after: int = 0
+
+
+def _tally(store: MemoryStore, run_id: str) -> _Tally:
+    tally = _Tally()
+    for shard in store.shards:
+        for batch in shard.message_batches(run_id, COUNTED):
+            columns = batch.to_pydict()
+            tally.states.update(columns["state"])
+            tally.reasons.update(reason for reason in columns["reason"] if reason)
+            tally.users.update(columns["user_id"])
+            tally.segments.update(columns["segment_id"])
+            tally.tokens_before += sum(columns["content_tokens"])
+            tally.tokens_after += sum(columns["compressed_tokens"])
+    return tally
