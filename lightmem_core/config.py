@@ -38,7 +38,7 @@ class QueueConfig(Model):
     """The update queue of the sleep phase: the `k` most similar later entries, cosine >= theta."""
 
     k: int = Field(default=20, ge=1)
-    theta: float = Field(default=0.8, ge=-1, le=1)
+    theta: float = Field(default=0.4, ge=-1, le=1)
 
 
 class MemoryConfig(Model):
@@ -92,7 +92,7 @@ class PipelinesConfig(Model):
     input: InputConfig = InputConfig()
     pools: tuple[Pool, ...] = (Pool(steps=STEPS),)
     commit_buffers: int = Field(default=500, gt=0)
-    sleep_users_per_task: int = Field(default=200, gt=0)
+    sleep_entries_per_task: int = Field(default=20_000, gt=0)
 
     @model_validator(mode="after")
     def _covers_all_steps(self) -> PipelinesConfig:

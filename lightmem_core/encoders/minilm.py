@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,16 @@ def load_tokenizer(model: str) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def hidden_size(model: str) -> int:
+    """The width of a model's states, from its configuration: the weights are not loaded."""
+    file = Path(model) / "config.json"
+    if file.exists():
+        return int(json.loads(file.read_text())["hidden_size"])
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(model).hidden_size)
 
 
 @cache
@@ -82,11 +93,15 @@ class Encoder:
     """Token ids in, hidden states out, on batches of equal length so that little is padded."""
 
     def __init__(self, model: str | None = None, dtype: str = "float32", layers: int | None = None):
-        folder = model or packaged_model()
-        self.name = "all-MiniLM-L6-v2" if model is None else Path(folder).name
-        self.tokenizer = load_tokenizer(folder)
-        self.model = load_model(folder, dtype, layers)
+        self.folder = model or packaged_model()
+        self.name = "all-MiniLM-L6-v2" if model is None else Path(model).name
+        self.tokenizer = load_tokenizer(self.folder)
+        self.dtype, self.layers = dtype, layers
         self.cls, self.sep = (self.tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]"))
+
+    @cached_property
+    def model(self) -> Any:
+        return load_model(self.folder, self.dtype, self.layers)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -133,7 +148,7 @@ class MiniLMEmbedder(Encoder):
     def __init__(self, model: str | None = None, dtype: str = "float32", max_tokens: int = 256):
         super().__init__(model, dtype)
         self.max_tokens = max_tokens
-        self.dim = int(self.model.config.hidden_size)
+        self.dim = hidden_size(self.folder)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         owners, pieces = split_windows(self.token_ids(texts), self.max_tokens - 2)

@@ -8,8 +8,9 @@ from lightmem_core.types import Entry
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
 
 
 def day(at: int) -> str:

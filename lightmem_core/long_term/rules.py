@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightmem_core.attributes import Attribute, attribute_of
 from lightmem_core.language import NEGATIONS, words
-from lightmem_core.long_term.attributes import Attribute, attribute_of
 from lightmem_core.protocols import Updater
 from lightmem_core.types import Decision, Entry
 

@@ -74,6 +74,12 @@ class RunLedger:
             raise StoreError(f"there is no run {run_id!r}; the latest are: {known}")
         return _run(found[0])
 
+    def newest(self) -> Run:
+        runs = self.latest(1)
+        if not runs:
+            raise StoreError("no run has been made on this store: run `lightmem backfill` first")
+        return runs[0]
+
     def latest(self, limit: int = 20) -> list[Run]:
         """Runs, newest first."""
         rows = self.table.search().to_list()

@@ -68,16 +68,19 @@ class Shard:
                 table.merge_insert("id").when_not_matched_insert_all().execute(rows)
         self._count_commit()
 
-    def update(self, changed: pa.Table) -> None:
-        """Write entries of the sleep phase in one version. A row that changed meanwhile wins."""
+    def update(self, changed: pa.Table) -> int:
+        """Write entries of the sleep phase in one version. A row that changed meanwhile wins;
+        return how many did."""
+        if not len(changed):
+            return 0
         self.entries.checkout_latest()
-        rows = changed.cast(self.entries.schema)
-        (
+        result = (
             self.entries.merge_insert("id")
             .when_matched_update_all(where="target.gen < source.gen")
-            .execute(rows)
+            .execute(changed.cast(self.entries.schema))
         )
         self._count_commit()
+        return len(changed) - result.num_updated_rows
 
     def optimize(self) -> None:
         """Compact the fragments that commits left, and bring the indices up to date."""
@@ -100,9 +103,14 @@ class Shard:
         rows = from_table(_read(self.entries, where), Entry)
         return sorted(rows, key=lambda e: (e.user_id, e.order))
 
-    def entry(self, entry_id: str) -> Entry | None:
-        rows = from_table(_read(self.entries, f"id = {quoted(entry_id)}"), Entry)
-        return rows[0] if rows else None
+    def entries_with_prefix(self, entry_id: str) -> list[Entry]:
+        """The entries whose id starts so, tombstones too."""
+        return from_table(_read(self.entries, f"starts_with(id, {quoted(entry_id)})"), Entry)
+
+    def superseded_by(self, entry: Entry) -> list[Entry]:
+        """The tombstones that name an entry as their successor, in their order."""
+        where = f"{_of_users([entry.user_id])} AND superseded_by = {quoted(entry.id)}"
+        return sorted(from_table(_read(self.entries, where), Entry), key=lambda e: e.order)
 
     def sources(self, user_id: str, sources: Sequence[Source]) -> list[Message]:
         """The messages that an entry came from, in their order."""

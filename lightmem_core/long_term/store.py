@@ -7,7 +7,6 @@ a row again only with a higher `gen`.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,7 +40,6 @@ class VectorModel:
 
 
 def connect(config: StoreConfig) -> DBConnection:
-    os.environ.setdefault("LANCE_LOG", "error")  # read when the library is loaded
     import lancedb
 
     return lancedb.connect(
@@ -146,7 +144,8 @@ def _create_table(database: DBConnection, name: str, schema: pa.Schema) -> Any:
     """A primary key makes replayed inserts harmless; it must have no scalar index of its own."""
     from lancedb.index import BTree
 
-    table = database.create_table(name, schema=schema, mode="overwrite")
+    database.drop_table(name, ignore_missing=True)
+    table = database.create_table(name, schema=schema)
     table.set_unenforced_primary_key("id")
     table.create_index("user_id", config=BTree())
     return table

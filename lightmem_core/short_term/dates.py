@@ -53,8 +53,8 @@ GRAMMARS = {
         ),
         weekdays="monday|tuesday|wednesday|thursday|friday|saturday|sunday",
         weekend="weekend",
-        months="january|february|march|april|may(?! (?:be|have|not)\\b)|june|july|august|september|october|november"
-        "|december",
+        months="january|february|march|april|may(?! (?:be|have|not)\\b)|june|july|august"
+        "|september|october|november|december",
         past="last|past",
         future="next|this coming|upcoming",
         on="on|this",

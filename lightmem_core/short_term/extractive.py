@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import regex
 
+from lightmem_core.attributes import attribute_of
 from lightmem_core.language import LANGUAGES, WordModel, words
+from lightmem_core.sentences import split
 from lightmem_core.short_term.dates import resolve
-from lightmem_core.short_term.sentences import split
 from lightmem_core.types import Buffer, Fact, Message, Segment
 
 COMMON_BITS = 10.0  # what the words of small talk carry; only bits above this inform
@@ -23,8 +24,9 @@ class ExtractiveGenerator:
     """One fact per statement: consecutive informative sentences, at most `max_chars` together.
 
     A sentence informs if it holds a number, or if its words, speakers' names aside, carry
-    `min_bits` more than common words do. Greetings, thanks and praise do not. Only messages of
-    `roles` are read, unless that is None.
+    `min_bits` more than common words do. Greetings, thanks and praise do not. A sentence that
+    gives an attribute its value stands alone, so that a later value can supersede it alone. Only
+    messages of `roles` are read, unless that is None.
     """
 
     name = "extractive"
@@ -68,13 +70,17 @@ class ExtractiveGenerator:
             return
         packed = ""
         for sentence in split(message.content):
-            if not self._informs(sentence, names, language):
+            alone = attribute_of(sentence) is not None
+            if not alone and not self._informs(sentence, names, language):
                 continue
             for piece in self._pieces(sentence):
-                if packed and len(packed) + len(piece) >= self.max_chars:
+                if packed and (alone or len(packed) + len(piece) >= self.max_chars):
                     yield packed
                     packed = ""
                 packed = f"{packed} {piece}".lstrip()
+            if alone:
+                yield packed
+                packed = ""
         if packed:
             yield packed
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 
@@ -16,16 +17,17 @@ from lightmem_core.config import Config, MemoryConfig
 from lightmem_core.errors import InputError
 from lightmem_core.formats import FORMATS
 from lightmem_core.long_term.runs import Run
-from lightmem_core.long_term.shard import now_ms
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_core.types import History, stable_id
+from lightmem_core.types import History
 from lightmem_pipelines.cluster import ray_session
 from lightmem_pipelines.commit import Admission, Commit, Committers
+from lightmem_pipelines.durations import duration
 from lightmem_pipelines.files import InputFile, RunFiles, find_files
-from lightmem_pipelines.monitor import Progress, duration, shown, start_monitor
+from lightmem_pipelines.monitor import Progress, shown, start_monitor
 from lightmem_pipelines.operators import STEPS, Step, apply
 from lightmem_pipelines.reading import Reader, read_histories
-from lightmem_pipelines.report import backfill_report
+from lightmem_pipelines.report import BackfillReport, backfill_report
+from lightmem_pipelines.running import running
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,73 +53,45 @@ def backfill(config: Config, request: BackfillRequest) -> Run:
     files = find_files(request.sources)
     model = VectorModel.of(factory.embedder(config.memory))
     store = MemoryStore.create(config.memory.store, model)
-    run = _start(store, request)
-    try:
+    asked = {"sources": list(request.sources), "format": request.format}
+    with running(store, "backfill", asked, request.resume) as run:
         with ray_session(config.pipelines):
-            report = _run(config, request, files, store, run)
-    except BaseException as error:
-        _finish(store, run, "failed", {"error": f"{type(error).__name__}: {error}"})
-        raise
-    return _finish(store, run, "done", report)
-
-
-def _start(store: MemoryStore, request: BackfillRequest) -> Run:
-    if request.resume is not None:
-        run = store.runs.get(request.resume)
-        if run.kind != "backfill":
-            raise InputError(f"{run.id} is a {run.kind} run: only a backfill can be resumed")
-    else:
-        started = now_ms()
-        run = Run(
-            id=new_run_id("backfill", started, *request.sources),
-            kind="backfill",
-            status="running",
-            started_at=started,
-            request={"sources": list(request.sources), "format": request.format},
-        )
-    store.runs.write(run)
-    return run
-
-
-def new_run_id(kind: str, started: int, *parts: str) -> str:
-    """A name that sorts by time and differs for different work started together."""
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started / 1000))
-    return f"{kind}-{stamp}-{stable_id(started, *parts)[:6]}"
-
-
-def _finish(store: MemoryStore, run: Run, status: str, report: dict[str, Any]) -> Run:
-    finished = Run(run.id, run.kind, status, run.started_at, now_ms(), run.request, report)
-    store.runs.write(finished)
-    return finished
+            report = _run(config, request, store, files, run.id)
+        run.report = report.as_dict()
+    return run.finished
 
 
 def _run(
-    config: Config, request: BackfillRequest, files: list[InputFile], store: MemoryStore, run: Run
-) -> dict[str, Any]:
+    config: Config,
+    request: BackfillRequest,
+    store: MemoryStore,
+    files: Sequence[InputFile],
+    run_id: str,
+) -> BackfillReport:
     started = time.perf_counter()
-    run_files = RunFiles(config.memory.store.uri, run.id)
+    run_files = RunFiles(config.memory.store.uri, run_id)
     monitor = start_monitor(request.max_bad_rows)
     reader = Reader(run_files, monitor, request.format, config.pipelines.input.timezone)
     histories = read_histories(files, reader, config.pipelines.input.grouped)
     committers = Committers(config.memory.store)
-    outcomes = _stages(config, histories, run.id, monitor)
+    outcomes = _stages(config, histories, run_id, monitor)
     outcomes = outcomes.map_batches(
-        Commit(committers, run.id),
+        Commit(committers, run_id),
         batch_size=config.pipelines.commit_buffers * store.shard_count,
         batch_format="pyarrow",
         num_cpus=0.1,
     )
     with shown(monitor, partial(_line, len(files)), request.progress):
         duplicates = sum(
-            pa.compute.sum(batch["duplicates"]).as_py() or 0
+            pc.sum(batch["duplicates"]).as_py() or 0
             for batch in outcomes.iter_batches(batch_format="pyarrow", batch_size=None)
         )
         committers.optimize()
-    progress = ray.get(monitor.read.remote())
+    progress: Progress = ray.get(monitor.read.remote())  # pyright: ignore[reportAssignmentType]
     seconds = time.perf_counter() - started
     report = backfill_report(store, run_files, duplicates, progress, seconds)
     report.messages.reconcile()
-    return report.as_dict()
+    return report
 
 
 def _stages(config: Config, data: ray.data.Dataset, run_id: str, monitor: Any) -> ray.data.Dataset:

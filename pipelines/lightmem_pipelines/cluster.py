@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 from ray.data import DataContext
+from ray.exceptions import RayError
 
 from lightmem_core.config import PipelinesConfig
 from lightmem_core.errors import LightMemError
+
+# A local Ray stops idle workers after a second and starts them again, at seconds each: let them
+# wait instead. Ray reads these when it starts.
+LOCAL_RAY = {
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    "RAY_num_workers_soft_limit": "12",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
 
 
 @contextmanager
@@ -28,7 +38,7 @@ def ray_session(config: PipelinesConfig) -> Iterator[None]:
     context.print_on_execution_start = False
     try:
         yield
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         if (own := _own_error(error)) is not None:
             raise own from error
         raise
@@ -39,9 +49,11 @@ def ray_session(config: PipelinesConfig) -> Iterator[None]:
 
 
 def _start(config: PipelinesConfig) -> None:
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # read when Ray starts
     joining = config.address or os.environ.get("RAY_ADDRESS")
-    with warnings.catch_warnings():
+    if not joining:
+        for name, value in LOCAL_RAY.items():
+            os.environ.setdefault(name, value)
+    with warnings.catch_warnings(), _without_stderr():
         # Ray forks only to exec, which the store's library cannot know.
         warnings.filterwarnings("ignore", message="lancedb fork support")
         ray.init(
@@ -49,8 +61,22 @@ def _start(config: PipelinesConfig) -> None:
             num_cpus=None if joining else config.num_cpus,
             include_dashboard=None if joining else False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's C++ parts greet on standard error; what goes wrong still raises."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _own_error(error: BaseException | None) -> LightMemError | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from lightmem_core.config import StoreConfig
@@ -46,8 +47,11 @@ class Committer:
     def insert(self, extracted: pa.Table, run_id: str) -> None:
         self.shard.insert(extracted, run_id)
 
-    def update(self, changed: pa.Table) -> None:
-        self.shard.update(changed)
+    def update(self, changed: list[Any]) -> int:
+        """Apply what the tasks of a sleep phase found, in one commit; return how many rows a
+        later write kept as they are."""
+        tables = ray.get(changed)
+        return self.shard.update(pa.concat_tables(tables))
 
     def optimize(self) -> None:
         self.shard.optimize()
@@ -67,6 +71,11 @@ class Committers:
     def optimize(self) -> None:
         ray.get([actor.optimize.remote() for actor in self.actors])
 
+    def update(self, changed: dict[int, list[Any]]) -> int:
+        """Apply references to changed entries, by shard."""
+        calls = [self.actors[n].update.remote(tables) for n, tables in changed.items()]
+        return sum(ray.get(calls))
+
 
 class Commit:
     """The last step of a backfill: hand each row to the committer of its user's shard, and wait."""
@@ -80,8 +89,8 @@ class Commit:
         numbers = pa.array([store.shard_number(u) for u in batch["user_id"].to_pylist()])
         waiting = []
         for number in set(numbers.to_pylist()):
-            part = batch.filter(pa.compute.equal(numbers, number))
+            part = batch.filter(pc.equal(numbers, number))
             waiting.append(self.committers.actors[number].insert.remote(part, self.run_id))
         ray.get(waiting)
-        messages = pa.compute.list_value_length(batch["messages"])
+        messages = pc.list_value_length(batch["messages"])
         return pa.table([messages, batch["duplicates"]], schema=OUTCOME)

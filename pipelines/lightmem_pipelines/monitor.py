@@ -90,13 +90,3 @@ def _watch(monitor: Any, line: Any, console: Console, stop: threading.Event) -> 
     else:
         while not stop.wait(SECONDS_BETWEEN_LINES):
             console.print(text(), highlight=False)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 42 s, 3 min 5 s, 2 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -38,11 +38,11 @@ class Reader:
     format: str | None = None
     timezone: str = "UTC"
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+    def __call__(self, batch: Any) -> Iterator[pa.Table]:
         for path in batch["path"]:
             yield from self._blocks(str(path))
 
-    def histories(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+    def histories(self, batch: Any) -> Iterator[pa.Table]:
         """Read files in which the messages of each user stand together."""
         for path in batch["path"]:
             held: list[Message] = []

@@ -52,6 +52,9 @@ class Usage:
     def total(self) -> int:
         return self.summary_in + self.summary_out + self.update_in + self.update_out
 
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self) | {"total": self.total}
+
 
 @dataclass
 class BackfillReport:
@@ -63,11 +66,11 @@ class BackfillReport:
     tokens_after: int
     seconds: float
     steps: dict[str, dict[str, float]]
+    quarantine: str
     llm: Usage = field(default_factory=Usage)
 
     def as_dict(self) -> dict[str, Any]:
-        llm = asdict(self.llm) | {"total": self.llm.total}
-        return asdict(self) | {"llm": llm}
+        return asdict(self) | {"llm": self.llm.as_dict()}
 
 
 def backfill_report(
@@ -90,6 +93,7 @@ def backfill_report(
         tokens_after=tally.tokens_after,
         seconds=round(seconds, 3),
         steps=step_table(progress),
+        quarantine=run_files.folder("quarantine"),
     )
 
 

@@ -11,14 +11,14 @@ ABBREVIATIONS = frozenset(
     "jan feb mar apr jun jul aug sep sept oct nov dec".split()
 )
 _CUT = regex.compile(
-    r"""(?<=[.!?…]['"”’»)\]]*\p{Emoji_Presentation}*)\s+    # a stop, then space
-    | (?<=[。！？｡]['"”’」』）]*)\s*(?=\S)                    # a stop that needs no space
-    | (?<=\p{Emoji_Presentation})\s+(?=\p{Lu})
-    | \s*[\r\n]+\s*
-    | \s+(?=\[image:)""",
+    r"""(?<=[.!?…]['"”’»)\]]*[\p{Emoji_Presentation}\uFE0F]*)\s+  # a stop, then space
+    | (?<=[。！？｡]['"”’」』）]*)\s*(?=\S)                      # a stop that needs no space
+    | (?<=[\p{Emoji_Presentation}\uFE0F])\s+(?=\p{Lu})
+    | [\r\n]+\s*
+    | (?=\[image:)""",
     regex.VERBOSE,
 )
-_LAST_WORD = regex.compile(r"([\p{L}\p{N}][\p{L}\p{N}.]*)\.$")
+_LAST_WORD = regex.compile(r"[\s(]([\p{L}\p{N}][\p{L}\p{N}.]*)\.$")
 
 
 def split(text: str) -> list[str]:
@@ -41,7 +41,7 @@ def _runs_on(piece: str, following: str) -> bool:
         return False
     if following.islower():
         return True
-    found = _LAST_WORD.search(piece[-20:])
+    found = _LAST_WORD.search(f" {piece}"[-20:])
     if not found:
         return False
     word = found[1].lower()

@@ -1,0 +1,167 @@
+"""The `lightmem` command: each one parses, calls one function and prints what it gives.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 wrong configuration, 4 done but some messages are
+quarantined. Ray and the models are imported by the commands that need them: help is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from lightmem_core.config import Config, load_config
+from lightmem_core.errors import ConfigError, LightMemError
+from lightmem_pipelines import output
+from lightmem_pipelines.times import TIME, last_moment
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FAILED, WRONG_CONFIG, QUARANTINED = 1, 3, 4
+FORMATS = ["messages", "chats", "locomo", "longmemeval"]
+
+
+def common(command: F) -> F:
+    """The options of every command."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs."),
+        click.option("--store", metavar="URI", help="The store; overrides the configuration."),
+        click.option(
+            "--config", "path", metavar="FILE", type=click.Path(), help="The configuration (YAML)."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lightmem-ray")
+def lightmem() -> None:
+    """Turn the chat history of many users into searchable memories, and keep them up to date."""
+
+
+@lightmem.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("--format", "format", type=click.Choice(FORMATS), help="Default: found out per file.")
+@click.option("--max-bad-rows", type=click.IntRange(min=0), help="Stop when more cannot be read.")
+@click.option("--resume", metavar="RUN", help="Finish an interrupted run under its own name.")
+@click.option("--no-progress", is_flag=True, help="Show no progress.")
+@common
+def backfill(
+    sources: tuple[str, ...], path: str | None, store: str | None, as_json: bool, **asked: Any
+) -> None:
+    """Store the memories of all messages in SOURCE: files, folders, globs, object-store URIs.
+
+    Messages that the store holds are not read again, so the same command can be repeated.
+    """
+    from lightmem_pipelines.backfill import BackfillRequest, backfill
+
+    progress = not asked.pop("no_progress") and not as_json
+    request = BackfillRequest(sources, **asked, progress=progress)
+    run = backfill(_config(path, store), request)
+    _print(output.run_json(run), output.run_text(run), as_json)
+    if run.report["messages"]["quarantined"]:
+        sys.exit(QUARANTINED)
+
+
+@lightmem.command()
+@click.option("--user", metavar="USER", help="Only this user's memories; default: everyone's.")
+@click.option("--no-progress", is_flag=True, help="Show no progress.")
+@common
+def sleep(
+    user: str | None, no_progress: bool, path: str | None, store: str | None, as_json: bool
+) -> None:
+    """Consolidate memories: merge what was said again, supersede what has changed."""
+    from lightmem_pipelines.sleep import SleepRequest, sleep
+
+    run = sleep(_config(path, store), SleepRequest(user, not no_progress and not as_json))
+    _print(output.run_json(run), output.run_text(run), as_json)
+
+
+@lightmem.command()
+@click.argument("user")
+@click.argument("text")
+@click.option("--limit", default=5, show_default=True, type=click.IntRange(1), help="How many.")
+@click.option("--since", type=TIME, help="Said at this time or later (ISO 8601; a day is UTC).")
+@click.option("--until", type=TIME, help="Said at this time or earlier; a day counts whole.")
+@common
+def search(
+    user: str, text: str, path: str | None, store: str | None, as_json: bool, **bounds: Any
+) -> None:
+    """Show the memories of USER that answer TEXT, best first."""
+    from lightmem_core import factory
+    from lightmem_core.long_term.retrieve import Query
+
+    since, until = bounds["since"], bounds["until"]
+    query = Query(
+        user,
+        text,
+        bounds["limit"],
+        since.at if since else None,
+        last_moment(until) if until else None,
+    )
+    hits = factory.retrieval(_config(path, store).memory)([query])[0]
+    _print([output.hit_json(hit) for hit in hits], output.hits_text(hits, user), as_json)
+
+
+@lightmem.command()
+@click.argument("entry")
+@common
+def show(entry: str, path: str | None, store: str | None, as_json: bool) -> None:
+    """Show where ENTRY (an id, or its first letters) came from and what became of it."""
+    from lightmem_core.long_term.provenance import provenance
+    from lightmem_core.long_term.store import MemoryStore
+
+    found = provenance(MemoryStore.open(_config(path, store).memory.store), entry)
+    _print(output.provenance_json(found), output.provenance_text(found), as_json)
+
+
+@lightmem.command()
+@click.argument("run", required=False)
+@click.option("--all", "every", is_flag=True, help="List the latest runs instead.")
+@common
+def report(
+    run: str | None, every: bool, path: str | None, store: str | None, as_json: bool
+) -> None:
+    """Show the report of RUN, or of the latest run."""
+    from lightmem_core.long_term.store import MemoryStore
+
+    ledger = MemoryStore.open(_config(path, store).memory.store).runs
+    if every:
+        runs = ledger.latest()
+        _print([output.run_json(r) for r in runs], output.runs_text(runs), as_json)
+        return
+    found = ledger.get(run) if run else ledger.newest()
+    _print(output.run_json(found), output.run_text(found), as_json)
+
+
+@lightmem.command(name="eval")
+@click.argument("dataset", type=click.Choice(["locomo", "longmemeval"]))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@common
+def evaluate(dataset: str, file: str, path: str | None, store: str | None, as_json: bool) -> None:
+    """Measure how much of each question's evidence the memories find, beside raw messages."""
+    from lightmem_pipelines.evaluation.evaluate import evaluate, render_text
+
+    measured = evaluate(_config(path, store), dataset, file)
+    _print(measured.as_dict(), render_text(measured), as_json)
+
+
+def _config(path: str | None, store: str | None) -> Config:
+    return load_config(path, uri=store)
+
+
+def _print(value: Any, text: str, as_json: bool) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2) if as_json else text)
+
+
+def main() -> None:
+    """Run the command. Our own errors are one line; a bug is a traceback."""
+    try:
+        lightmem()
+    except LightMemError as error:
+        click.echo(f"lightmem: {error}", err=True)
+        sys.exit(WRONG_CONFIG if isinstance(error, ConfigError) else FAILED)

@@ -1,0 +1,60 @@
+"""A run in the ledger: there while it runs, done or failed when it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lightmem_core.errors import InputError
+from lightmem_core.long_term.runs import Run
+from lightmem_core.long_term.shard import now_ms
+from lightmem_core.long_term.store import MemoryStore
+from lightmem_core.types import stable_id
+
+
+@dataclass
+class Running:
+    """A run under way. What is put into `report` is kept when the block ends."""
+
+    finished: Run
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return self.finished.id
+
+
+@contextmanager
+def running(
+    store: MemoryStore, kind: str, request: dict[str, Any], resume: str | None = None
+) -> Iterator[Running]:
+    """Keep a new run in the ledger, or go on with an interrupted one under its own name."""
+    run = _resumed(store, kind, resume) if resume else _new(kind, request)
+    store.runs.write(run)
+    state = Running(run)
+    try:
+        yield state
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"
+        store.runs.write(replace(run, status="failed", report={"error": reason}))
+        raise
+    state.finished = replace(run, status="done", finished_at=now_ms(), report=state.report)
+    store.runs.write(state.finished)
+
+
+def _new(kind: str, request: dict[str, Any]) -> Run:
+    """The name sorts by time, and differs for different work that is started together."""
+    started = now_ms()
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started / 1000))
+    run_id = f"{kind}-{stamp}-{stable_id(started, request)[:6]}"
+    return Run(run_id, kind, "running", started, request=request)
+
+
+def _resumed(store: MemoryStore, kind: str, run_id: str) -> Run:
+    run = store.runs.get(run_id)
+    if run.kind != kind:
+        raise InputError(f"{run.id} is a {run.kind} run and cannot be resumed as a {kind}")
+    return replace(run, status="running")
