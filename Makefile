@@ -1,0 +1,44 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STORE ?= ./demo-store
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test test-core lint bench-pipeline bench-models clean
+
+install: $(STAMP)
+
+# torch first, by its exact version: a range would take the CUDA build.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lightmem-ray needs Python 3.11 or later; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	@touch $@
+
+# Backfill the shipped sample, consolidate it, and search it.
+demo: $(STAMP)
+	@BIN=$(BIN) STORE=$(STORE) bash pipelines/samples/demo.sh
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# The tests without Ray: seconds.
+test-core: $(STAMP)
+	$(BIN)/python -m pytest -m "not ray"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench-pipeline: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench_pipeline.py
+
+# LOCOMO=path of locomo10.json (not shipped: CC BY-NC)
+bench-models: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench_models.py $(LOCOMO)
+
+clean:
+	rm -rf $(VENV) $(STORE)
