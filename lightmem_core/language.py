@@ -17,6 +17,13 @@ NEGATIONS = frozenset(
     ne pas jamais rien aucun aucune sans non mai niente nessuno nessuna senza né
     não ninguém nenhum nenhuma nem sem niet geen nooit niemand niets zonder""".split()
 )
+# Words that are said to be polite: they inform of nothing, however rare they are.
+PLEASANTRIES = frozenset(
+    """hi hello hey wow yay haha congrats congratulations thanks thank bye goodbye welcome
+    hallo danke tschüss glückwunsch herzlichen hola gracias adiós felicidades enhorabuena
+    bonjour merci salut félicitations ciao grazie complimenti olá obrigado obrigada parabéns
+    dank gefeliciteerd""".split()
+)
 RAREST = 1e-8  # the frequency given to a word that no list holds
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from lightmem_core.types import Buffer, Decision, Entry, Fact, Message
 
 In = TypeVar("In", contravariant=True)
-Out = TypeVar("Out", covariant=True)
+Out = TypeVar("Out")
 
 
 class Stage(Protocol[In, Out]):

@@ -97,11 +97,17 @@ class Encoder:
         self.name = "all-MiniLM-L6-v2" if model is None else Path(model).name
         self.tokenizer = load_tokenizer(self.folder)
         self.dtype, self.layers = dtype, layers
-        self.cls, self.sep = (self.tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]"))
+        self.cls, self.sep = (self._special(token) for token in ("[CLS]", "[SEP]"))
 
     @cached_property
     def model(self) -> Any:
         return load_model(self.folder, self.dtype, self.layers)
+
+    def _special(self, token: str) -> int:
+        token_id = self.tokenizer.token_to_id(token)
+        if token_id is None:
+            raise ValueError(f"{self.folder} has no token {token}: a BERT-like encoder is needed")
+        return token_id
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -138,7 +144,7 @@ class Encoder:
 
         layers = self.forward(batch, attentions=True).attentions
         with torch.inference_mode():
-            heads = sum(layer.float().mean(1) for layer in layers)
+            heads = torch.stack([layer.float().mean(1) for layer in layers]).sum(0)
             return [_to_previous(heads[row], found) for row, found in enumerate(lengths)]
 
 

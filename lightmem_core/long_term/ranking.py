@@ -2,14 +2,17 @@
 
 An entry is judged together with its neighbours in the session, whose weight halves with each
 step: a short answer is found by the question before it. Two scores, each standardised over the
-user's entries, are added: the cosine, and BM25 over the line that is shown.
+user's entries, are added: the cosine, and BM25 over the line that is shown. BM25 counts less where
+it is about little: where even the best entry holds hardly any of what the query's words weigh.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import regex
@@ -20,7 +23,17 @@ from lightmem_core.types import Entry
 
 REACH = 3  # neighbours read on each side
 WINDOW = 0.5 ** np.abs(np.arange(-REACH, REACH + 1))
-STEM = 5  # letters kept of a word: "painted" meets "painting", in any language
+FULL_COVERAGE = 0.2  # of a query's weight, held by the best entry, from which BM25 counts fully
+SAMPLE = 2_000  # different words of a user from which their language is told
+STEMMERS = {
+    "en": "english",
+    "de": "german",
+    "es": "spanish",
+    "fr": "french",
+    "it": "italian",
+    "pt": "portuguese",
+    "nl": "dutch",
+}
 SATURATION = 1.2  # BM25's k1
 LENGTH_WEIGHT = 0.3  # BM25's b: low, because entries are short and alike
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}]")
@@ -66,16 +79,19 @@ class UserIndex:
             nothing = np.zeros(0)
             return Scores(nothing, nothing, nothing, nothing, nothing)
         cosine = self._vectors @ query_vector
-        window, bm25 = self._spread(cosine), self._bm25(query_text)
+        window, (bm25, coverage) = self._spread(cosine), self._bm25(query_text)
         asked = set(words(query_text))
         speaker = np.array([float(not asked.isdisjoint(names)) for names in self._speakers])
-        total = _standard(window) + _standard(bm25)
+        total = _standard(window) + min(coverage / FULL_COVERAGE, 1.0) * _standard(bm25)
         return Scores(total + total.std() * speaker, cosine, window, bm25, speaker)
 
     def _index(self) -> None:
         """Fill the postings: per term the entries that hold it, with BM25's tf over length norm."""
+        lines = [_line(entry) for entry in self.entries]
+        said = dict.fromkeys(word for line in lines for word in line)
+        self._language = self.model.language_of(list(islice(said, SAMPLE)))
         vocabulary: dict[str, int] = {}
-        rows = [[vocabulary.setdefault(t, len(vocabulary)) for t in _line(e)] for e in self.entries]
+        rows = [[vocabulary.setdefault(t, len(vocabulary)) for t in self._terms(w)] for w in lines]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         flat = np.array([term for row in rows for term in row], dtype=np.int64)
         size = max(len(rows), 1)
@@ -87,25 +103,35 @@ class UserIndex:
         norm = 1 - LENGTH_WEIGHT + LENGTH_WEIGHT * lengths / max(lengths.mean(), 1) if rows else 1
         self._frequency = counts / np.take(norm, self._holders) if rows else counts
 
-    def _bm25(self, query: str) -> np.ndarray:
-        """BM25 with neighbours' words counted in; a word weighs its idf times its bits squared."""
+    def _terms(self, line: Sequence[str]) -> list[str]:
+        return [term for word in line for term in _terms(word, self._language)]
+
+    def _bm25(self, query: str) -> tuple[np.ndarray, float]:
+        """BM25 with neighbours' words counted in, and the share of the query that the best holds.
+
+        A word weighs its idf times its bits squared.
+        """
         asked = list(dict.fromkeys(words(query)))
         language = self.model.language_of(asked)
-        score = np.zeros(len(self.entries))
+        score, weight_of_query = np.zeros(len(self.entries)), 0.0
         for word in asked:
-            for term in _terms(word):
-                found = self._vocabulary.get(term)
-                if found is None:
-                    continue
-                span = slice(self._bounds[found], self._bounds[found + 1])
-                frequency = np.zeros(len(self.entries))
-                frequency[self._holders[span]] = self._frequency[span]
-                near = self._spread(frequency)
-                held = span.stop - span.start
-                idf = np.log1p((len(self.entries) - held + 0.5) / (held + 0.5))
-                weight = idf * self.model.bits(word, language) ** 2
+            bits = self.model.bits(word, language)
+            for term in _terms(word, self._language):
+                near, held = self._near(term)
+                weight = bits**2 * np.log1p((len(self.entries) - held + 0.5) / (held + 0.5))
                 score += weight * near / (near + SATURATION)
-        return score
+                weight_of_query += weight
+        return score, float(score.max() / weight_of_query) if weight_of_query else 0.0
+
+    def _near(self, term: str) -> tuple[np.ndarray, int]:
+        """How often a term stands in or near each entry, and in how many it stands."""
+        frequency = np.zeros(len(self.entries))
+        found = self._vocabulary.get(term)
+        if found is None:
+            return frequency, 0
+        span = slice(self._bounds[found], self._bounds[found + 1])
+        frequency[self._holders[span]] = self._frequency[span]
+        return self._spread(frequency), span.stop - span.start
 
     def _spread(self, values: np.ndarray) -> np.ndarray:
         """Add to each entry's value those of its neighbours, by the weights of WINDOW."""
@@ -135,20 +161,29 @@ def _slots(entries: Sequence[Entry]) -> tuple[np.ndarray, int]:
 
 
 def _line(entry: Entry) -> list[str]:
-    """The terms of the line that shows an entry, and of the day that it speaks of."""
+    """The words of the line that shows an entry, and of the day that it speaks of."""
     days = {day(entry.said_at): None}
     if entry.event_at is not None:
         days[day(entry.event_at)] = None
-    text = " ".join((*days, entry.speaker, entry.text))
-    return [term for word in words(text) for term in _terms(word)]
+    return words(" ".join((*days, entry.speaker, entry.text)))
 
 
 @lru_cache(maxsize=1 << 16)
-def _terms(word: str) -> tuple[str, ...]:
-    """What a word is looked up by: its first letters, or pairs of characters without spaces."""
+def _terms(word: str, language: str) -> tuple[str, ...]:
+    """What a word is looked up by: its stem, or pairs of characters where no spaces are written."""
     if _UNSPACED.search(word):
         return tuple(word[i : i + 2] for i in range(max(len(word) - 1, 1)))
-    return (max(word.split("'"), key=len)[:STEM],)
+    bare = max(word.split("'"), key=len)
+    if language not in STEMMERS:
+        return (bare,)
+    return (_stemmer(language).stemWord(bare),)
+
+
+@cache
+def _stemmer(language: str) -> Any:
+    import snowballstemmer
+
+    return snowballstemmer.stemmer(STEMMERS[language])
 
 
 def _standard(values: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ class RunLedger:
             self.table = database.open_table(NAME)
         else:
             self.table = database.create_table(NAME, schema=SCHEMA, exist_ok=True)
-            self.table.set_unenforced_primary_key("id")
+            self.table.set_unenforced_primary_key("id")  # pyright: ignore[reportAttributeAccessIssue]
 
     def write(self, run: Run) -> None:
         """Add a run, or replace what is known of it."""

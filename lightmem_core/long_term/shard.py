@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lightmem_core.schema import from_table, schema_of
 from lightmem_core.types import Entry, Message, Source
@@ -125,7 +124,7 @@ class Shard:
         """The number of active entries of each user."""
         sizes: dict[str, int] = {}
         for batch in _batches(self.entries, "superseded_by = ''", ["user_id"]):
-            counts = pc.value_counts(batch["user_id"])
+            counts = batch["user_id"].value_counts()
             for item in counts.to_pylist():
                 sizes[item["values"]] = sizes.get(item["values"], 0) + item["counts"]
         return sizes
@@ -165,7 +164,7 @@ def _stored_rows(
     nested: pa.ChunkedArray, schema: pa.Schema, written: dict[str, object]
 ) -> pa.Table:
     """The structs of a list column as a table of `schema`, clustered by user and time."""
-    structs = pc.list_flatten(nested).combine_chunks()
+    structs = nested.combine_chunks().flatten()
     columns = dict(zip([f.name for f in structs.type], structs.flatten(), strict=True))
     for name, value in written.items():
         columns[name] = pa.repeat(pa.scalar(value, schema.field(name).type), len(structs))

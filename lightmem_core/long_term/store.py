@@ -126,7 +126,11 @@ def _messages(shard: int) -> str:
 
 
 def _exists(database: DBConnection) -> bool:
-    return _entries(0) in database.list_tables(limit=100_000).tables
+    return _entries(0) in _tables(database)
+
+
+def _tables(database: DBConnection) -> list[str]:
+    return database.list_tables(limit=100_000).tables
 
 
 def _create_shard(database: DBConnection, shard: int, shards: int, model: VectorModel) -> None:
@@ -144,8 +148,9 @@ def _create_table(database: DBConnection, name: str, schema: pa.Schema) -> Any:
     """A primary key makes replayed inserts harmless; it must have no scalar index of its own."""
     from lancedb.index import BTree
 
-    database.drop_table(name, ignore_missing=True)
+    if name in _tables(database):
+        database.drop_table(name)
     table = database.create_table(name, schema=schema)
-    table.set_unenforced_primary_key("id")
+    table.set_unenforced_primary_key("id")  # pyright: ignore[reportAttributeAccessIssue]
     table.create_index("user_id", config=BTree())
     return table

@@ -169,7 +169,17 @@ def _phrases(language: str) -> regex.Pattern[str]:
 @lru_cache(maxsize=1 << 16)
 def _parse(phrase: str, said_on: str, language: str, tense: str) -> int | None:
     """Read a phrase as said on a day (ISO). A named weekday or month lies on the side of `tense`,
-    unless the phrase itself says "last" or "next"."""
+    unless the phrase itself says "last" or "next"; a date without a year is the nearest such."""
+    months = GRAMMARS[language].months
+    if regex.search(r"\d", phrase) and regex.search(rf"\b(?:{months})\b", phrase):
+        read = [_read(phrase, said_on, language, side) for side in ("past", "future")]
+        said_at = (datetime.fromisoformat(said_on).replace(tzinfo=UTC) - EPOCH) // MILLISECOND
+        found = [at for at in read if at is not None]
+        return min(found, key=lambda at: abs(at - said_at), default=None)
+    return _read(phrase, said_on, language, tense)
+
+
+def _read(phrase: str, said_on: str, language: str, tense: str) -> int | None:
     import dateparser
 
     g = GRAMMARS[language]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import regex
 
 from lightmem_core.attributes import attribute_of
-from lightmem_core.language import LANGUAGES, WordModel, words
+from lightmem_core.language import LANGUAGES, PLEASANTRIES, WordModel, words
 from lightmem_core.sentences import split
 from lightmem_core.short_term.dates import resolve
 from lightmem_core.types import Buffer, Fact, Message, Segment
@@ -97,8 +97,8 @@ class ExtractiveGenerator:
         return sum(self._surplus(word, names, language) for word in spoken) >= self.min_bits
 
     def _surplus(self, word: str, names: set[str], language: str) -> float:
-        """The bits of a word above those of common words; none for the name of a speaker."""
-        if word.split("'")[0] in names:
+        """The bits of a word above those of common words; none for a speaker's name."""
+        if word in PLEASANTRIES or word.split("'")[0] in names:
             return 0.0
         return max(self.model.bits(word, language) - COMMON_BITS, 0.0)
 

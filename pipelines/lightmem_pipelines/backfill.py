@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pyarrow.compute as pc
+import pyarrow as pa
 import ray
 import ray.data
 
@@ -83,7 +83,7 @@ def _run(
     )
     with shown(monitor, partial(_line, len(files)), request.progress):
         duplicates = sum(
-            pc.sum(batch["duplicates"]).as_py() or 0
+            sum(pa.table(batch)["duplicates"].to_pylist())
             for batch in outcomes.iter_batches(batch_format="pyarrow", batch_size=None)
         )
         committers.optimize()

@@ -89,4 +89,4 @@ def _watch(monitor: Any, line: Any, console: Console, stop: threading.Event) -> 
                 live.update(text())
     else:
         while not stop.wait(SECONDS_BETWEEN_LINES):
-            console.print(text(), highlight=False)
+            console.print(text(), highlight=False, soft_wrap=True)

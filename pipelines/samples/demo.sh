@@ -3,7 +3,12 @@
 set -uo pipefail
 lightmem="$BIN/lightmem"
 samples="$(dirname "$0")"
-run() { echo; echo "\$ lightmem $*"; "$lightmem" "$@" --store "$STORE"; }
+run() {
+  printf '\n$ lightmem'
+  for word in "$@"; do case "$word" in *" "*) printf ' "%s"' "$word" ;; *) printf ' %s' "$word" ;; esac; done
+  echo
+  "$lightmem" "$@" --store "$STORE"
+}
 
 rm -rf "$STORE"
 run backfill "$samples/chats.jsonl" "$samples/messy.jsonl"
@@ -11,9 +16,9 @@ code=$? # 4: done, and the bad rows of messy.jsonl are quarantined, as they shou
 [ "$code" -eq 4 ] || exit "$((code ? code : 1))"
 set -e
 run sleep
-run search ada "Where does she live?" --limit 3
+run search ada "Where do I live now?" --limit 3
 run search "José Núñez" "¿Dónde vive su hermano Luis?" --limit 3
-run search farid "Which medicine must he not have?" --limit 3
+run search farid "Which medicine am I allergic to?" --limit 3
 id=$("$lightmem" search ada "She moved to Porto" --limit 1 --json --store "$STORE" | grep -o '"id": "[0-9a-f]*' | cut -d'"' -f4)
 run show "$id"
 echo

@@ -1,8 +1,11 @@
 """The HTTP application: `serve run lightmem_serve.app:build_app config=lightmem.yaml`."""
 
+from typing import Any
+
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from lightmem_core import factory, load_config
 from lightmem_core.config import Config
@@ -19,8 +22,9 @@ class Retriever:
 
     def __init__(self, config: Config):
         self.retrieval = factory.retrieval(config.memory)
-        self.search.set_max_batch_size(config.serve.max_batch_size)
-        self.search.set_batch_wait_timeout_s(config.serve.batch_wait_ms / 1000)
+        batched: Any = self.search
+        batched.set_max_batch_size(config.serve.max_batch_size)
+        batched.set_batch_wait_timeout_s(config.serve.batch_wait_ms / 1000)
 
     @serve.batch
     async def search(self, queries: list[Query]) -> list[list[Hit]]:
@@ -36,7 +40,7 @@ class Retriever:
 @serve.deployment
 @serve.ingress(http)
 class Api:
-    def __init__(self, retriever: serve.handle.DeploymentHandle):
+    def __init__(self, retriever: DeploymentHandle):
         self.retriever = retriever
 
     @http.post("/search")

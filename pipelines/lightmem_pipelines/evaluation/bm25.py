@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
-from lightmem_core.language import words
-
 SATURATION = 1.5  # k1
 LENGTH_WEIGHT = 0.75  # b
+WORD = re.compile(r"\w+")
 STOP_WORDS = frozenset(
-    """a about after all also am an and any are as at be because been before but by can could did do
-    does doing for from had has have having he her hers him his how i if in into is it its just me
-    my no not of on or our out over she should so some such than that the their them then there
-    these they this those to too up us very was we were what when where which while who whom whose
-    why will with would you your""".split()
+    """a an and are as at be been but by did do does for from had has have he her hers him his how i
+    if in into is it its me my no not of on or our she so some such than that the their them then
+    there these they this to was we were what when where which who whom whose why will with would
+    you your d didn doesn don ll m re s t ve""".split()
 )
 
 
@@ -24,7 +23,8 @@ class BM25:
     def __init__(self, texts: Sequence[str]):
         rows = [Counter(_terms(text)) for text in texts]
         lengths = np.array([row.total() for row in rows], dtype=np.float64)
-        self.norm = SATURATION * (1 - LENGTH_WEIGHT + LENGTH_WEIGHT * lengths / lengths.mean())
+        relative = lengths / max(lengths.mean(), 1)
+        self.norm = SATURATION * (1 - LENGTH_WEIGHT + LENGTH_WEIGHT * relative)
         self.postings: dict[str, list[tuple[int, int]]] = {}
         for number, row in enumerate(rows):
             for term, count in row.items():
@@ -42,4 +42,4 @@ class BM25:
 
 
 def _terms(text: str) -> list[str]:
-    return [word for word in words(text) if word not in STOP_WORDS]
+    return [word for word in WORD.findall(text.lower()) if word not in STOP_WORDS]

@@ -17,7 +17,7 @@ from lightmem_core.long_term.embed import encode
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.protocols import Embedder
 from lightmem_pipelines.evaluation.questions import QuestionFile, Sample
-from lightmem_pipelines.evaluation.rankings import entry_rankings, message_line, message_rankings
+from lightmem_pipelines.evaluation.rankings import entry_rankings, message_rankings, message_text
 from lightmem_pipelines.evaluation.report import EvalReport
 from lightmem_pipelines.evaluation.tally import Tally
 
@@ -91,7 +91,7 @@ def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A sample with the vectors of its message lines and of its questions."""
+    """A sample with the vectors of its messages and of its questions."""
 
     sample: Sample
     messages: np.ndarray
@@ -99,7 +99,7 @@ class Embedded:
 
 
 def _embedded(batch: Sequence[Sample], embedder: Embedder) -> Iterator[Embedded]:
-    texts = [[message_line(m) for m in sample.messages] for sample in batch]
+    texts = [[message_text(m) for m in sample.messages] for sample in batch]
     texts += [[q.text for q in sample.questions] for sample in batch]
     vectors = encode(embedder, [text for part in texts for text in part])
     parts = np.split(vectors, np.cumsum([len(part) for part in texts])[:-1])

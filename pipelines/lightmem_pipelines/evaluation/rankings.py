@@ -42,8 +42,13 @@ class Ranking:
 
 
 def message_line(message: Message) -> str:
-    """A raw message in the form of an entry's line."""
+    """A raw message as it is shown, in the form of an entry's line."""
     return f"{day(message.said_at)} {message.speaker}: {message.content}"
+
+
+def message_text(message: Message) -> str:
+    """What is embedded of a raw message: of the forms tried, the one in which MiniLM finds most."""
+    return f"On {day(message.said_at)}, {message.speaker} said: {message.content}"
 
 
 def entry_rankings(entries: Sequence[Entry], tokenizer: Tokenizer) -> dict[str, Ranking]:
@@ -81,13 +86,13 @@ def _own_sources(entry: Entry) -> Iterable[Source]:
 def message_rankings(
     messages: Sequence[Message], vectors: np.ndarray, tokenizer: Tokenizer
 ) -> dict[str, Ranking]:
-    """Raw messages, in their order, by the rankings of `vectors` (of their lines) and of words."""
-    tokens = tokenizer.count([message_line(message) for message in messages])
+    """Raw messages, in their order, by the rankings of `vectors` (of their texts) and of words."""
+    lines = [message_line(message) for message in messages]
     items = [
         Item(((message.session_id, message.position),), count)
-        for message, count in zip(messages, tokens, strict=True)
+        for message, count in zip(messages, tokenizer.count(lines), strict=True)
     ]
-    bm25 = BM25([f"{message.speaker}: {message.content}" for message in messages])
+    bm25 = BM25(lines)
 
     def cosine(query: str, vector: np.ndarray) -> np.ndarray:
         return vectors @ vector
