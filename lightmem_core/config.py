@@ -85,10 +85,12 @@ class InputConfig(Model):
 
 class PipelinesConfig(Model):
     """How a run is spread over a machine or a cluster. `address` is Ray's; none starts a local
-    Ray with `num_cpus` (none: all). A commit takes `commit_buffers` buffers for each shard."""
+    Ray with `num_cpus` (none: all) and `object_store_mib`, beyond which it spills to disk. A commit
+    takes `commit_buffers` buffers for each shard."""
 
     address: str | None = None
     num_cpus: int | None = Field(default=None, ge=1)
+    object_store_mib: int = Field(default=1024, ge=128)
     input: InputConfig = InputConfig()
     pools: tuple[Pool, ...] = (Pool(steps=STEPS),)
     commit_buffers: int = Field(default=500, gt=0)
@@ -127,10 +129,12 @@ def load_config(path: str | Path | None = None, **store: Any) -> Config:
     name = str(path) if path else "the built-in configuration"
     tree = _read(path) if path else {}
     try:
+        config = Config.model_validate(tree)
         if given := {key: value for key, value in store.items() if value is not None}:
-            memory = tree.setdefault("memory", {})
-            memory["store"] = {**memory.get("store", {}), **given}
-        return Config.model_validate(tree)
+            tree = config.model_dump()
+            tree["memory"]["store"] |= given
+            config = Config.model_validate(tree)
+        return config
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()

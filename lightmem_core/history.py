@@ -18,7 +18,9 @@ def ordered_history(messages: Iterable[Message]) -> History:
     such a message (same session, speaker, time and text) is a duplicate, too.
     """
     read = list(messages)
-    by_session = sorted(read, key=lambda m: (m.session_id, m.said_at, m.position, m.source))
+    by_session = sorted(
+        read, key=lambda m: (m.session_id, m.said_at, m.position, _place(m.source))
+    )
     sessions = [_placed(list(group)) for _, group in groupby(by_session, lambda m: m.session_id)]
     sessions.sort(key=lambda s: (min(m.said_at for m in s), s[0].session_id))
     kept = tuple(message for session in sessions for message in session)
@@ -35,6 +37,12 @@ def _placed(session: list[Message]) -> list[Message]:
     placed += [replace(m, position=p) for p, m in enumerate(unplaced.values(), following)]
     unique = {m.id: m for m in map(_identified, placed)}
     return sorted(unique.values(), key=lambda m: (m.position, m.said_at, m.id))
+
+
+def _place(source: str) -> tuple[str, int, str]:
+    """Sorts "file:9" before "file:10"."""
+    path, _, line = source.rpartition(":")
+    return path, len(line), line
 
 
 def _identified(message: Message) -> Message:

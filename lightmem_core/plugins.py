@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -46,12 +47,6 @@ def load(kind: str, component: Component, **given: Any) -> Any:
     cls = find(kind, component)
     accepted = inspect.signature(cls).parameters
     offered = {name: value for name, value in given.items() if name in accepted}
-    unknown = component.options.keys() - accepted.keys()
-    if unknown:
-        raise ConfigError(
-            f"{kind} {component.use!r} has no option {sorted(unknown)}; "
-            f"it accepts: {', '.join(accepted) or 'none'}"
-        )
     try:
         return cls(**offered, **component.options)
     except (TypeError, ValueError) as error:
@@ -64,7 +59,8 @@ def load(kind: str, component: Component, **given: Any) -> Any:
 
 
 def find(kind: str, component: Component) -> Any:
-    """The class that `component.use` names. Raise ConfigError with the names that exist."""
+    """The class that `component.use` names. Raise ConfigError with the names, or the options of
+    the class, that exist."""
     known = BUILTIN[kind]
     module, _, name = known.get(component.use, component.use).partition(":")
     if not name:
@@ -73,6 +69,19 @@ def find(kind: str, component: Component) -> Any:
             f"use one of {sorted(known)}, or the path 'package.module:Class' of your own"
         )
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        cls = getattr(import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{kind} {component.use!r} cannot be imported: {error}") from error
+    _check_options(kind, component, inspect.signature(cls).parameters)
+    return cls
+
+
+def _check_options(
+    kind: str, component: Component, accepted: Mapping[str, inspect.Parameter]
+) -> None:
+    unknown = component.options.keys() - accepted.keys()
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        raise ConfigError(
+            f"{kind} {component.use!r} has no option {sorted(unknown)}; "
+            f"it accepts: {', '.join(accepted) or 'none'}"
+        )

@@ -39,7 +39,7 @@ def to_table(rows: Sequence[Any], cls: type) -> pa.Table:
 def from_table(table: pa.Table, cls: type[T]) -> list[T]:
     """Rows of `cls` from the columns of its schema; other columns are ignored."""
     names = [f.name for f in fields(cls) if f.name in table.column_names]  # pyright: ignore[reportArgumentType]
-    vectors = [n for n in names if get_type_hints(cls)[n] == np.ndarray | None]
+    vectors = [n for n, hint in get_type_hints(cls).items() if n in names and _is_vector(hint)]
     read = _reader(cls)
     rows = table.select([n for n in names if n not in vectors]).to_pylist()
     for name in vectors:
@@ -56,7 +56,7 @@ def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
 
 def _vectors(column: pa.ChunkedArray) -> Sequence[np.ndarray | None]:
     if column.null_count or not len(column):
-        return [None if v is None else np.asarray(v, np.float32) for v in column.to_pylist()]
+        return [_vector(v) for v in column.to_pylist()]
     return list(vectors_of(column))
 
 
@@ -71,6 +71,14 @@ def _arrow_type(hint: Any) -> pa.DataType:
     if is_dataclass(hint):
         return pa.struct(list(schema_of(hint)))  # pyright: ignore[reportArgumentType]
     return SCALARS[hint]
+
+
+def _is_vector(hint: Any) -> bool:
+    return hint == np.ndarray | None
+
+
+def _vector(value: Any) -> np.ndarray | None:
+    return None if value is None else np.asarray(value, np.float32)
 
 
 def _row_type(hint: Any) -> type | None:
@@ -94,14 +102,26 @@ def _getter(name: str, inner: type | None) -> Callable[[Any], Any]:
 
 @cache
 def _reader(cls: type[T]) -> Callable[[dict[str, Any]], T]:
-    hints = get_type_hints(cls)
-    nested = {f.name: _row_type(hints[f.name]) for f in fields(cls)}  # pyright: ignore[reportArgumentType]
-    readers = {name: _reader(inner) for name, inner in nested.items() if inner is not None}
+    converters = {name: _converter(hint) for name, hint in get_type_hints(cls).items()}
+    needed = {name: convert for name, convert in converters.items() if convert is not None}
 
     def read(record: dict[str, Any]) -> T:
-        for name, reader in readers.items():
+        for name, convert in needed.items():
             if name in record:
-                record[name] = tuple(map(reader, record[name]))
+                record[name] = convert(record[name])
         return cls(**record)
 
     return read
+
+
+def _converter(hint: Any) -> Callable[[Any], Any] | None:
+    """What makes a field's value of what Arrow holds for it; None if that is the value."""
+    if _is_vector(hint):
+        return _vector
+    if get_origin(hint) is not tuple:
+        return None
+    inner = _row_type(hint)
+    if inner is None:
+        return tuple
+    read = _reader(inner)
+    return lambda items: tuple(map(read, items))

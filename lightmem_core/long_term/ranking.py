@@ -44,7 +44,7 @@ class Scores:
     """One value per entry, higher is better. Only `cosine` compares across queries.
 
     `window` is the cosine and `bm25` the word score, both of the entry with its neighbours;
-    `speaker` is 1 where the query names who spoke. `total` ranks.
+    `speaker` is 1 where the query names who spoke. `total` ranks; it is -inf for tombstones.
     """
 
     total: np.ndarray
@@ -55,18 +55,25 @@ class Scores:
 
     def best(self, k: int) -> np.ndarray:
         """Indices of the k best entries, best first; ties keep the order of the entries."""
-        return np.argsort(-self.total, kind="stable")[:k]
+        order = np.argsort(-self.total, kind="stable")
+        return order[np.isfinite(self.total[order])][:k]
 
 
 class UserIndex:
     """The entries of one user, ready to be ranked. `entries` is in `Entry.order`, as are scores.
 
-    Every entry needs its vector. `model` weighs the words of a query: a word that is common in
-    its language says little, however rare the user's entries make it.
+    Tombstones are never found. One that was merged is still scored where it was said, and lends
+    its score to its heir: consolidating makes nothing harder to find. Every entry needs its
+    vector. `model` weighs the words of a query: a word that is common in its language says little,
+    however rare the user's entries make it.
     """
 
     def __init__(self, entries: Sequence[Entry], model: WordModel | None = None):
-        self.entries = sorted(entries, key=lambda entry: entry.order)
+        heirs = _heirs(entries)
+        kept = (entry for entry in entries if entry.id in heirs)
+        self.entries = sorted(kept, key=lambda entry: entry.order)
+        places = {entry.id: place for place, entry in enumerate(self.entries)}
+        self._heirs = np.array([places[heirs[e.id]] for e in self.entries], dtype=np.int64)
         self.model = model or WordModel()
         self._vectors = _vectors(self.entries)
         self._slots, self._width = _slots(self.entries)
@@ -83,7 +90,8 @@ class UserIndex:
         asked = set(words(query_text))
         speaker = np.array([float(not asked.isdisjoint(names)) for names in self._speakers])
         total = _standard(window) + min(coverage / FULL_COVERAGE, 1.0) * _standard(bm25)
-        return Scores(total + total.std() * speaker, cosine, window, bm25, speaker)
+        total = self._inherited(total + total.std() * speaker)
+        return Scores(total, cosine, window, bm25, speaker)
 
     def _index(self) -> None:
         """Fill the postings: per term the entries that hold it, with BM25's tf over length norm."""
@@ -102,6 +110,12 @@ class UserIndex:
         self._bounds = np.searchsorted(keys // size, np.arange(len(vocabulary) + 1))
         norm = 1 - LENGTH_WEIGHT + LENGTH_WEIGHT * lengths / max(lengths.mean(), 1) if rows else 1
         self._frequency = counts / np.take(norm, self._holders) if rows else counts
+
+    def _inherited(self, total: np.ndarray) -> np.ndarray:
+        """Each heir with the best score of what was merged into it, tombstones with -inf."""
+        handed = np.full(len(total), -np.inf)
+        np.maximum.at(handed, self._heirs, total)
+        return handed
 
     def _terms(self, line: Sequence[str]) -> list[str]:
         return [term for word in line for term in _terms(word, self._language)]
@@ -138,6 +152,22 @@ class UserIndex:
         line = np.zeros(self._width)
         line[self._slots] = values
         return np.convolve(line, WINDOW, mode="same")[self._slots]
+
+
+def _heirs(entries: Sequence[Entry]) -> dict[str, str]:
+    """By id, the active entry that an entry was merged into, or itself. What was superseded, and
+    has therefore not handed on its sources, has none."""
+    by_id = {entry.id: entry for entry in entries}
+    heirs = {}
+    for entry in entries:
+        heir: Entry | None = entry
+        while heir is not None and heir.superseded_by:
+            successor = by_id.get(heir.superseded_by)
+            held = successor is not None and set(heir.sources) <= set(successor.absorbed)
+            heir = successor if held else None
+        if heir is not None:
+            heirs[entry.id] = heir.id
+    return heirs
 
 
 def _vectors(entries: Sequence[Entry]) -> np.ndarray:

@@ -58,12 +58,12 @@ class Retrieval:
         return [self._hits(row, vector) for row, vector in zip(rows, vectors, strict=True)]
 
     def index(self, user_id: str) -> UserIndex:
-        """The user's active entries, read again only after a commit to their shard."""
+        """The user's entries, read again only after a commit to their shard."""
         shard = self.store.shard_for(user_id)
         version = shard.entries.version
         held = self.cache.pop(user_id, None)
         if held is None or held[0] != version:
-            held = (version, UserIndex(shard.entries_of([user_id])))
+            held = (version, UserIndex(shard.entries_of([user_id], tombstones=True)))
         self.cache[user_id] = held
         self._evict()
         return held[1]

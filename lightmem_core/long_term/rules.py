@@ -15,13 +15,14 @@ from lightmem_core.protocols import Updater
 from lightmem_core.types import Decision, Entry
 
 DAY_MS = 86_400_000
+PUNCTUATION = ".,!;:…¡¿'\"’“”„«»()"
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
     """What the rules look at in an entry."""
 
-    words: tuple[str, ...]
+    said: tuple[str, ...]
     anchors: frozenset[str]
     day: int | None
     attribute: Attribute | None
@@ -51,7 +52,7 @@ class RuleUpdater(Updater):
     def _same(self, this: _Read, that: _Read, similarity: float) -> str:
         if this.day != that.day:
             return ""
-        if this.words == that.words:
+        if this.said == that.said:
             return "same words"
         near = similarity >= self.near and this.anchors == that.anchors
         return "nearly the same words" if near else ""
@@ -59,16 +60,18 @@ class RuleUpdater(Updater):
 
 def _read(entry: Entry) -> _Read:
     day = None if entry.event_at is None else entry.event_at // DAY_MS
-    return _Read(tuple(words(entry.text)), _anchors(entry.text), day, attribute_of(entry.text))
+    tokens = [token for piece in entry.text.split() if (token := piece.strip(PUNCTUATION))]
+    said = tuple(token.lower() for token in tokens)
+    return _Read(said, _anchors(entry.text, tokens), day, attribute_of(entry.text))
 
 
-def _anchors(text: str) -> frozenset[str]:
-    """The words that change what a statement says: names, numbers, negations."""
-    tokens = text.split()
-    names = {t.strip(".,!?;:'\"()").lower() for t in tokens[1:] if t[:1].isupper()}
-    numbers = {t.strip(".,!?;:'\"()") for t in tokens if any(c.isdigit() for c in t)}
+def _anchors(text: str, tokens: Sequence[str]) -> frozenset[str]:
+    """What changes a statement: names, numbers, symbols, negations, and that it is a question."""
+    names = {t.lower() for t in tokens if t[0].isupper()}
+    symbols = {t for t in tokens if any(c.isdigit() for c in t) or not any(map(str.isalpha, t))}
     negations = {w for w in words(text) if w in NEGATIONS or w.endswith("n't")}
-    return frozenset(names | numbers | negations)
+    question = {"?"} if "?" in text else set()
+    return frozenset(names | symbols | negations | question)
 
 
 def _decision(entry: Entry, action: str, later: Entry, similarity: float, reason: str) -> Decision:

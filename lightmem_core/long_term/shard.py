@@ -55,16 +55,25 @@ class Shard:
     commits: int = 0
 
     def insert(self, extracted: pa.Table, run_id: str) -> None:
-        """Store rows of Extracted. Ids that exist are left as they are.
+        """Store rows of Extracted. Ids that exist are left as they are, but for messages that
+        were quarantined and have been tried again.
 
         Entries go first: a message that is found here has all its entries.
         """
         written = {"run_id": run_id, "stored_at": now_ms()}
-        for table, column in ((self.entries, "entries"), (self.messages, "messages")):
-            rows = _stored_rows(extracted[column], table.schema, written)
-            if len(rows):
-                table.checkout_latest()
-                table.merge_insert("id").when_not_matched_insert_all().execute(rows)
+        entries = _stored_rows(extracted["entries"], self.entries.schema, written)
+        messages = _stored_rows(extracted["messages"], self.messages.schema, written)
+        if len(entries):
+            self.entries.checkout_latest()
+            self.entries.merge_insert("id").when_not_matched_insert_all().execute(entries)
+        if len(messages):
+            self.messages.checkout_latest()
+            (
+                self.messages.merge_insert("id")
+                .when_matched_update_all(where="target.state = 'quarantined'")
+                .when_not_matched_insert_all()
+                .execute(messages)
+            )
         self._count_commit()
 
     def update(self, changed: pa.Table) -> int:
@@ -144,7 +153,7 @@ class Shard:
 
 
 def _of_users(user_ids: Sequence[str]) -> str:
-    return f"user_id IN ({', '.join(map(quoted, user_ids))})"
+    return f"user_id IN ({', '.join(map(quoted, user_ids))})" if user_ids else "false"
 
 
 def _query(table: Table, where: str, columns: list[str] | None) -> Any:

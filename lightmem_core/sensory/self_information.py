@@ -58,7 +58,7 @@ class SelfInformationCompressor:
     def _protected(
         self, text: str, pieces: list[str], bits: list[float], language: str
     ) -> set[int]:
-        quoted = {piece for match in QUOTED.findall(text) for piece in match.split()}
+        quoted = {_bare(piece) for match in QUOTED.findall(text) for piece in match.split()}
         mid_sentence = NAME_BITS_GERMAN if language == "de" else NAME_BITS
         kept, at_start = set(), True
         for i, piece in enumerate(pieces):
@@ -70,14 +70,17 @@ class SelfInformationCompressor:
 
 
 def _always_kept(piece: str, quoted: set[str]) -> bool:
-    bare = piece.strip("“”„«»\"'.,!?;:()")
     return (
-        bare in quoted
+        _bare(piece) in quoted
         or any(c.isdigit() for c in piece)
         or "@" in piece
         or "://" in piece
         or any(word in NEGATIONS or word.endswith("n't") for word in words(piece))
     )
+
+
+def _bare(piece: str) -> str:
+    return piece.strip("“”„«»\"'.,!?;:()")
 
 
 def _capitalised(piece: str) -> bool:

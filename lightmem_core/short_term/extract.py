@@ -73,12 +73,21 @@ class Extraction:
 
 
 class VerbatimGenerator:
-    """One fact per message, as it was said: the generator that needs no model."""
+    """One fact per message, as it was said: the generator that needs no model.
+
+    It fails on a buffer that holds the text `fails_on`, as an LLM may, to test what becomes of it.
+    """
 
     name = "verbatim"
 
+    def __init__(self, fails_on: str | None = None):
+        self.fails_on = fails_on
+
     def generate(self, buffers: Sequence[Buffer]) -> list[list[Fact] | str]:
-        return [
-            [Fact(m.content, (index,)) for index, m in enumerate(buffer.messages)]
-            for buffer in buffers
-        ]
+        return [self._facts(buffer) for buffer in buffers]
+
+    def _facts(self, buffer: Buffer) -> list[Fact] | str:
+        contents = [m.content for m in buffer.messages]
+        if self.fails_on is not None and any(self.fails_on in text for text in contents):
+            return "failed_on_purpose"
+        return [Fact(text, (index,)) for index, text in enumerate(contents)]

@@ -144,7 +144,7 @@ def report(
 @common
 def evaluate(dataset: str, file: str, path: str | None, store: str | None, as_json: bool) -> None:
     """Measure how much of each question's evidence the memories find, beside raw messages."""
-    from lightmem_pipelines.evaluation.evaluate import evaluate, render_text
+    from lightmem_pipelines.evaluation import evaluate, render_text
 
     measured = evaluate(_config(path, store), dataset, file)
     _print(measured.as_dict(), render_text(measured), as_json)

@@ -59,6 +59,7 @@ def _start(config: PipelinesConfig) -> None:
         ray.init(
             address=config.address,
             num_cpus=None if joining else config.num_cpus,
+            object_store_memory=None if joining else config.object_store_mib << 20,
             include_dashboard=None if joining else False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -81,6 +81,8 @@ def main() -> None:
     for (n, cpu), (m, more) in pairwise(points):
         growth = math.log(more / cpu) / math.log(m / n)
         print(f"CPU grows with exponent {growth:.2f} from {n:,} to {m:,} messages")
+    if len(points) < 2:
+        return
     (n, cpu), (m, more) = points[0], points[-1]
     print(f"without the fixed cost of starting: {(more - cpu) / (m - n) * 1000:.3f} ms per message")
 

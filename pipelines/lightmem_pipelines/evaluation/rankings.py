@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,10 +56,10 @@ def entry_rankings(entries: Sequence[Entry], tokenizer: Tokenizer) -> dict[str, 
 
     `entries` are all of one user's, tombstones too.
     """
-    active = [entry for entry in entries if entry.active]
-    rankings = {ENTRIES: _ranking(active, _all_sources, tokenizer)}
-    if len(active) < len(entries):
-        rankings[BEFORE_SLEEP] = _ranking(entries, _own_sources, tokenizer)
+    rankings = {ENTRIES: _ranking(entries, _all_sources, tokenizer)}
+    if not all(entry.active for entry in entries):
+        before = [replace(entry, superseded_by="") for entry in entries]
+        rankings[BEFORE_SLEEP] = _ranking(before, _own_sources, tokenizer)
     return rankings
 
 
@@ -67,12 +67,14 @@ def _ranking(
     entries: Sequence[Entry], sources: Callable[[Entry], Iterable[Source]], tokenizer: Tokenizer
 ) -> Ranking:
     index = UserIndex(entries)
-    tokens = tokenizer.count([entry_line(entry) for entry in index.entries])
+    shown = [place for place, entry in enumerate(index.entries) if entry.active]
+    found = [index.entries[place] for place in shown]
+    tokens = tokenizer.count([entry_line(entry) for entry in found])
     items = [
         Item(tuple((s.session_id, s.position) for s in sources(entry)), count)
-        for entry, count in zip(index.entries, tokens, strict=True)
+        for entry, count in zip(found, tokens, strict=True)
     ]
-    return Ranking(items, lambda query, vector: index.rank(query, vector).total)
+    return Ranking(items, lambda query, vector: index.rank(query, vector).total[shown])
 
 
 def _all_sources(entry: Entry) -> Iterable[Source]:

@@ -1,0 +1,166 @@
+"""The laws of a whole run, on a real local Ray and a real store."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from lightmem_core import Config
+from lightmem_core.config import Component, InputConfig
+from lightmem_core.errors import InputError
+from lightmem_core.formats import Rejected
+from lightmem_core.long_term.store import MemoryStore
+from lightmem_core.schema import from_table, schema_of
+from lightmem_pipelines.backfill import BackfillRequest, backfill
+from lightmem_pipelines.files import RunFiles
+
+pytestmark = pytest.mark.ray
+
+START = 1_700_000_000
+
+
+def message(user: str, session: int, position: int, text: str | None = None) -> dict[str, Any]:
+    return {
+        "user_id": user,
+        "session_id": f"s{session}",
+        "position": position,
+        "role": "user" if position % 2 == 0 else "assistant",
+        "content": text or f"{user} says {session} {position}",
+        "timestamp": START + session * 86_400 + position,
+    }
+
+
+def chats(*users: str, sessions: int = 3, length: int = 5) -> list[dict[str, Any]]:
+    return [
+        message(user, session, position)
+        for user in users
+        for session in range(sessions)
+        for position in range(length)
+    ]
+
+
+def run(config: Config, *sources: str, **asked: Any) -> dict[str, Any]:
+    return backfill(config, BackfillRequest(sources, progress=False, **asked)).report
+
+
+def contents(config: Config) -> dict[str, tuple[Any, ...]]:
+    """What is in the store, by entry id, less what differs between runs."""
+    store = MemoryStore.open(config.memory.store)
+    return {
+        e.id: (e.user_id, e.text, e.said_at, e.event_at, e.sources, e.topic, e.vector.tobytes())
+        for shard in store.shards
+        for user in shard.user_sizes()
+        for e in shard.entries_of([user])
+        if e.vector is not None
+    }
+
+
+def with_store(config: Config, **store: Any) -> Config:
+    kept = config.memory.store.model_copy(update=store)
+    return config.model_copy(update={"memory": config.memory.model_copy(update={"store": kept})})
+
+
+def test_the_same_backfill_twice_stores_each_message_once_and_says_so(config, write_lines):
+    source = write_lines("in.jsonl", chats("ada", "ben"))
+    first, before = run(config, source), contents(config)
+    second = run(config, source)
+    assert (first["messages"]["stored"], first["entries"]) == (30, 30)
+    assert (second["messages"]["duplicate"], second["messages"]["stored"]) == (30, 0)
+    assert second["entries"] == 0
+    assert contents(config) == before
+
+
+def test_all_users_at_once_equal_one_user_at_a_time_in_any_order(config, write_lines, tmp_path):
+    rows = chats("ada", "ben", "chloé", "O'Brien", "李雷")
+    mixed = random.Random(1).sample(rows, len(rows))
+    run(config, write_lines("all.jsonl", mixed))
+    one_by_one = with_store(config, uri=str(tmp_path / "other"), shards=3)
+    for user in sorted({row["user_id"] for row in rows}, reverse=True):
+        own = [row for row in rows if row["user_id"] == user]
+        run(one_by_one, write_lines(f"{len(own)}{ord(user[0])}.jsonl", own))
+    assert contents(config) == contents(one_by_one)
+
+
+def test_new_sessions_of_known_users_add_to_what_is_there(config, write_lines):
+    rows = chats("ada", "ben")
+    run(config, write_lines("first.jsonl", [r for r in rows if r["session_id"] != "s2"]))
+    later = run(config, write_lines("all.jsonl", rows))
+    assert (later["messages"]["duplicate"], later["messages"]["stored"]) == (20, 10)
+    assert len(contents(config)) == 30
+
+
+def test_every_message_ends_in_one_state_and_bad_rows_are_named(config, write_lines):
+    rows = [*chats("ada", sessions=1), message("ada", 0, 0), '{"user_id": ', {"role": "user"}]
+    source = write_lines("in.jsonl", rows)
+    report = run(config, source)
+    messages = report["messages"]
+    assert messages["read"] == 8
+    assert (messages["stored"], messages["duplicate"]) == (5, 1)
+    assert messages["quarantined"] == {"bad_json": 1, "missing_user": 1}
+
+    newest = MemoryStore.open(config.memory.store).runs.newest()
+    files = RunFiles(config.memory.store.uri, newest.id)
+    rejected = from_table(files.read_rows("quarantine", schema_of(Rejected)), Rejected)
+    assert [r.source for r in rejected] == [f"{source}:7", f"{source}:8"]
+
+
+def test_more_bad_rows_than_allowed_stop_the_run(config, write_lines):
+    source = write_lines("in.jsonl", [*chats("ada"), *["not json"] * 5])
+    with pytest.raises(InputError, match="--max-bad-rows 3"):
+        run(config, source, max_bad_rows=3)
+    assert MemoryStore.open(config.memory.store).runs.newest().status == "failed"
+    assert run(config, source, max_bad_rows=5)["messages"]["stored"] == 15
+
+
+def test_an_interrupted_run_is_finished_under_its_own_name(config, write_lines):
+    rows = chats("ada", "ben")
+    run(config, write_lines("part.jsonl", rows[:15]))
+    ledger = MemoryStore.open(config.memory.store).runs
+    started = ledger.newest()
+    whole = write_lines("part.jsonl", rows)
+    report = run(config, whole, resume=started.id)
+    assert ledger.newest().id == started.id
+    assert (report["messages"]["stored"], report["messages"]["duplicate"]) == (30, 0)
+
+
+def test_a_failed_buffer_is_quarantined_and_can_be_tried_again(config, write_lines):
+    source = write_lines("in.jsonl", chats("ada", "ben"))
+    failing = Component(use="verbatim", options={"fails_on": "ben"})
+    memory = config.memory.model_copy(update={"generator": failing})
+    report = run(config.model_copy(update={"memory": memory}), source)
+    assert report["messages"]["stored"] == 15
+    assert report["messages"]["quarantined"] == {"failed_on_purpose": 15}
+    again = run(config, source)
+    assert (again["messages"]["stored"], again["messages"]["duplicate"]) == (15, 15)
+    assert len(contents(config)) == 30
+
+
+def test_grouped_input_gives_the_same_without_a_shuffle(config, write_lines, tmp_path):
+    source = write_lines("in.jsonl", chats("ada", "ben"))
+    run(config, source)
+    grouped = InputConfig(grouped=True)
+    pipelines = config.pipelines.model_copy(update={"input": grouped})
+    other = with_store(config, uri=str(tmp_path / "other"))
+    run(other.model_copy(update={"pipelines": pipelines}), source)
+    assert contents(other) == contents(config)
+
+
+def test_steps_on_pools_of_their_own_give_the_same(config, write_lines, tmp_path):
+    source = write_lines("in.jsonl", chats("ada", "ben"))
+    run(config, source)
+    whole = config.pipelines.pools[0]
+    pools = tuple(
+        whole.model_copy(update={"steps": steps, "cpus": 0.3, "batch_size": 1})
+        for steps in (("compress", "segment"), ("buffer", "extract"), ("embed",))
+    )
+    apart = with_store(config, uri=str(tmp_path / "other"))
+    spread = config.pipelines.model_copy(update={"pools": pools})
+    run(apart.model_copy(update={"pipelines": spread}), source)
+    assert contents(apart) == contents(config)
+
+
+def test_a_source_that_does_not_exist_is_named_before_anything_starts(config):
+    with pytest.raises(InputError, match=r"nowhere\.jsonl names no input"):
+        run(config, "nowhere.jsonl")
