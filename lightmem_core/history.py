@@ -18,9 +18,7 @@ def ordered_history(messages: Iterable[Message]) -> History:
     such a message (same session, speaker, time and text) is a duplicate, too.
     """
     read = list(messages)
-    by_session = sorted(
-        read, key=lambda m: (m.session_id, m.said_at, m.position, _place(m.source))
-    )
+    by_session = sorted(read, key=lambda m: (m.session_id, m.said_at, m.position, _place(m.source)))
     sessions = [_placed(list(group)) for _, group in groupby(by_session, lambda m: m.session_id)]
     sessions.sort(key=lambda s: (min(m.said_at for m in s), s[0].session_id))
     kept = tuple(message for session in sessions for message in session)

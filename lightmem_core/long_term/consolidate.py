@@ -61,7 +61,7 @@ def apply_decisions(
         changed[entry_id] = current[entry_id] = tombstone
         if decision.action == "merge":
             heir = current[decision.successor]
-            absorbed = dict.fromkeys((*heir.absorbed, *entry.sources, *entry.absorbed))
+            absorbed = dict.fromkeys((*heir.absorbed, *entry.absorbed, *entry.sources))
             new = tuple(source for source in absorbed if source not in heir.sources)
             changed[heir.id] = current[heir.id] = replace(heir, absorbed=new)
     return [replace(e, gen=e.gen + 1, changed_by=run_id) for e in changed.values()]
