@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lancedb.db import DBConnection
 
 SCHEMA_VERSION = "1"
+CACHE_BYTES = 64 << 20  # of indices, and of metadata; by default they may grow to gigabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ def connect(config: StoreConfig) -> DBConnection:
         config.uri,
         storage_options=config.storage_options or None,
         read_consistency_interval=timedelta(0),
+        session=lancedb.Session(CACHE_BYTES, CACHE_BYTES),
     )
 
 

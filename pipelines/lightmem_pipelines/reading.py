@@ -19,7 +19,7 @@ from lightmem_core.types import History, Message, stable_id
 from lightmem_pipelines.files import InputFile, RunFiles, filesystem
 
 BLOCK_MESSAGES = 5_000
-BYTES_PER_PARTITION = 32 << 20
+BYTES_PER_PARTITION = 8 << 20
 ONE_USER_A_RECORD = {"locomo", "longmemeval"}
 REJECTED = schema_of(Rejected)
 # The columns that a source can fill; stages fill the others.

@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 from lightmem_core import factory, load_config
 from lightmem_core.config import Config
 from lightmem_core.long_term.retrieve import Hit, Query
+from lightmem_core.long_term.store import MemoryStore
 from lightmem_serve.schemas import Health, Memory, SearchRequest, SearchResponse
 
 http = FastAPI(title="LightMem", description="Search in the memories of a user.")
@@ -66,6 +67,7 @@ def build_app(args: AppArgs) -> serve.Application:
     """Raise ConfigError or StoreError before anything is deployed."""
     config = load_config(args.config, uri=args.store)
     factory.check(config.memory)
+    MemoryStore.open(config.memory.store)
     retriever = Retriever.options(
         num_replicas=config.serve.replicas, ray_actor_options={"num_cpus": config.serve.cpus}
     )

@@ -13,7 +13,9 @@ from lightmem_core.types import Entry, Message, Source, stable_id
 DIM = 16
 
 
-def make_message(content: str = "hello", position: int = 0, session: str = "s1", **other) -> Message:
+def make_message(
+    content: str = "hello", position: int = 0, session: str = "s1", **other
+) -> Message:
     row = {"user_id": "ada", "role": "user", "said_at": position, **other}
     row.setdefault("id", stable_id("message", row["user_id"], session, position, content))
     return Message(session_id=session, position=position, content=content, **row)

@@ -1,0 +1,421 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightmem_core.config import StoreConfig
+from lightmem_core.errors import StoreError
+from lightmem_core.long_term import store as store_module
+from lightmem_core.long_term.provenance import provenance
+from lightmem_core.long_term.runs import Run
+from lightmem_core.long_term.shard import Shard
+from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_core.schema import to_table
+from lightmem_core.types import Entry, Extracted, Message, Source
+
+MODEL = VectorModel("hash-16", 16)
+
+
+@pytest.fixture
+def put(
+    message: Callable[..., Message], entry: Callable[..., Entry], axis: Callable[..., np.ndarray]
+) -> Callable[..., Extracted]:
+    """Store one message a text, each with its entry, and return them."""
+
+    def store_texts(
+        shard: Shard, *texts: str, user: str = "ada", run: str = "run-1", start: int = 0
+    ) -> Extracted:
+        messages, entries = [], []
+        for at, text in enumerate(texts, start):
+            messages.append(message(text, at, user_id=user, state="stored"))
+            entries.append(entry(text, at, user_id=user, vector=axis(at)))
+        row = Extracted(user, tuple(messages), tuple(entries))
+        shard.insert(to_table([row], Extracted), run)
+        return row
+
+    return store_texts
+
+
+def texts(shard: Shard, user: str = "ada", tombstones: bool = False) -> list[str]:
+    return [e.text for e in shard.entries_of([user], tombstones)]
+
+
+# --- create and open ---------------------------------------------------------------------------
+
+
+def test_a_store_that_was_made_can_be_opened(store: MemoryStore, store_config: StoreConfig):
+    opened = MemoryStore.open(store_config, MODEL)
+    assert (opened.model, opened.shard_count) == (MODEL, 1)
+    assert texts(opened.shards[0]) == []
+
+
+def test_making_a_store_that_exists_opens_it(
+    store: MemoryStore, store_config: StoreConfig, put: Callable[..., Extracted]
+):
+    put(store.shards[0], "It rains.")
+    again = MemoryStore.create(store_config.model_copy(update={"shards": 7}), MODEL)
+    assert again.shard_count == 1
+    assert texts(again.shards[0]) == ["It rains."]
+
+
+def test_a_store_whose_making_was_cut_off_is_made_again(tmp_path: Path):
+    config = StoreConfig(uri=str(tmp_path / "store"), shards=3)
+    database = store_module.connect(config)
+    store_module._create_shard(database, 2, 3, MODEL)
+    with pytest.raises(StoreError, match="there is no store"):
+        MemoryStore.open(config)
+    assert len(MemoryStore.create(config, MODEL).shards) == 3
+
+
+def test_where_there_is_no_store_the_error_names_the_command(tmp_path: Path):
+    with pytest.raises(StoreError, match="there is no store at .*: run `lightmem backfill` first"):
+        MemoryStore.open(StoreConfig(uri=str(tmp_path / "nothing")), MODEL)
+
+
+@pytest.mark.parametrize("other", [VectorModel("minilm", 16), VectorModel("hash-16", 32)])
+def test_vectors_of_another_embedder_are_refused(
+    store: MemoryStore, store_config: StoreConfig, other: VectorModel
+):
+    expected = rf"hash-16 \(dimension 16\).*{other.name} \({other.dim}\): restore the embedder"
+    for opening in (MemoryStore.open, MemoryStore.create):
+        with pytest.raises(StoreError, match=expected):
+            opening(store_config, other)
+
+
+def test_another_schema_version_is_refused(
+    store: MemoryStore, store_config: StoreConfig, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store_module, "SCHEMA_VERSION", "2")
+    with pytest.raises(StoreError, match="schema version 1, this release reads 2: use the release"):
+        MemoryStore.open(store_config, MODEL)
+
+
+# --- insert ------------------------------------------------------------------------------------
+
+
+def test_what_is_stored_is_read_back(store: MemoryStore, put: Callable[..., Extracted]):
+    (written,) = put(store.shards[0], "It rains.").entries
+    (found,) = store.shards[0].entries_of(["ada"])
+    np.testing.assert_array_equal(found.vector, written.vector)
+    assert found.vector is not None
+    assert found.vector.dtype == np.float32
+    assert found.stored_at > 0
+    stamped = replace(written, run_id="run-1", stored_at=found.stored_at, vector=None)
+    assert repr(replace(found, vector=None)) == repr(stamped)
+
+
+def test_entries_are_read_in_their_order(store: MemoryStore, put: Callable[..., Extracted]):
+    put(store.shards[0], *"bcd", start=1)
+    put(store.shards[0], *"yz", user="bob")
+    put(store.shards[0], "a")
+    assert texts(store.shards[0]) == ["a", "b", "c", "d"]
+    users = [e.user_id for e in store.shards[0].entries_of(["bob", "ada"])]
+    assert users == ["ada"] * 4 + ["bob"] * 2
+
+
+def test_storing_twice_stores_once(store: MemoryStore, put: Callable[..., Extracted]):
+    for run in ("run-1", "run-2"):
+        put(store.shards[0], "It rains.", run=run)
+    assert store.shards[0].messages.count_rows() == 1
+    (found,) = store.shards[0].entries_of(["ada"])
+    assert found.run_id == "run-1"
+
+
+def test_storing_twice_through_a_stale_handle_stores_once(
+    store: MemoryStore, store_config: StoreConfig, put: Callable[..., Extracted]
+):
+    stale = MemoryStore.open(store_config).shard(0)
+    assert texts(stale) == []
+    put(store.shards[0], "It rains.")
+    put(stale, "It rains.", "It snows.")
+    assert texts(store.shards[0]) == texts(stale) == ["It rains.", "It snows."]
+    assert store.shards[0].messages.count_rows() == 2
+
+
+def test_a_message_that_is_found_has_all_its_entries(
+    store: MemoryStore, put: Callable[..., Extracted]
+):
+    """Entries are committed first, so a crash between the two commits is mended by a replay."""
+    shard = store.shards[0]
+    store.database.drop_table("messages_0000")
+    with pytest.raises(Exception, match="messages_0000"):
+        put(shard, "It rains.")
+    assert texts(shard) == ["It rains."]
+
+
+def test_nothing_to_store_is_no_error(store: MemoryStore):
+    shard = store.shards[0]
+    shard.insert(to_table([Extracted("ada", (), (), 3)], Extracted), "run-1")
+    shard.insert(to_table([], Extracted), "run-1")
+    assert shard.update(to_table([], Entry)) == 0
+    assert (shard.known([]), shard.entries_of([]), shard.user_sizes()) == ({}, [], {})
+
+
+def test_known_messages_name_the_run_that_stored_them(
+    store: MemoryStore, put: Callable[..., Extracted]
+):
+    first = put(store.shards[0], "a", "b", run="run-1")
+    second = put(store.shards[0], "c", run="run-2", start=2)
+    put(store.shards[0], "a", user="bob")
+    ids = [m.id for m in (*first.messages, *second.messages)]
+    assert store.shards[0].known(["ada"]) == dict(
+        zip(ids, ["run-1", "run-1", "run-2"], strict=True)
+    )
+    assert store.shards[0].known(["nobody"]) == {}
+
+
+def test_a_quarantined_message_may_be_tried_again_and_a_stored_one_not(
+    store: MemoryStore, message: Callable[..., Message]
+):
+    def states() -> list[tuple[str, str]]:
+        rows = store.shards[0].messages.to_arrow().to_pylist()
+        return [(row["state"], row["run_id"]) for row in rows]
+
+    said = message("It rains.")
+    for state, run in [("quarantined", "1"), ("no_facts", "2"), ("quarantined", "3")]:
+        row = Extracted("ada", (replace(said, state=state),), ())
+        store.shards[0].insert(to_table([row], Extracted), run)
+        assert store.shards[0].known(["ada"]) == ({} if run == "1" else {said.id: "2"})
+    assert states() == [("no_facts", "2")]
+
+
+# --- update ------------------------------------------------------------------------------------
+
+
+def test_an_update_writes_rows_of_a_higher_gen(store: MemoryStore, put: Callable[..., Extracted]):
+    shard = store.shards[0]
+    old, heir = put(shard, "It rains.", "It rains again.").entries
+    changed = [
+        replace(old, superseded_by=heir.id, gen=1, changed_by="run-2"),
+        replace(heir, absorbed=old.sources, gen=1, changed_by="run-2"),
+    ]
+    assert shard.update(to_table(changed, Entry)) == 0
+    found = shard.entries_of(["ada"], tombstones=True)
+    assert [(e.superseded_by, e.absorbed, e.gen, e.changed_by) for e in found] == [
+        (heir.id, (), 1, "run-2"),
+        ("", old.sources, 1, "run-2"),
+    ]
+    for before, after in zip((old, heir), found, strict=True):
+        np.testing.assert_array_equal(before.vector, after.vector)
+
+
+def test_a_later_write_wins_and_is_counted(store: MemoryStore, put: Callable[..., Extracted]):
+    shard = store.shards[0]
+    first, second, third = put(shard, "a", "b", "c").entries
+    online = replace(first, gen=2, superseded_by=third.id, changed_by="online")
+    assert shard.update(to_table([online], Entry)) == 0
+    asleep = [
+        replace(e, gen=1, superseded_by=third.id, changed_by="night") for e in (first, second)
+    ]
+    assert shard.update(to_table(asleep, Entry)) == 1
+    assert shard.update(to_table(asleep, Entry)) == 2
+    found = shard.entries_of(["ada"], tombstones=True)
+    assert [e.changed_by for e in found] == ["online", "night", ""]
+
+
+def test_an_update_adds_no_entry(store: MemoryStore, put: Callable[..., Extracted]):
+    (known,) = put(store.shards[0], "a").entries
+    unknown = replace(known, id="erased meanwhile", gen=1)
+    assert store.shards[0].update(to_table([unknown], Entry)) == 1
+    assert [e.id for e in store.shards[0].entries_of(["ada"], tombstones=True)] == [known.id]
+
+
+def test_storing_again_leaves_a_tombstone_as_it_is(
+    store: MemoryStore, put: Callable[..., Extracted]
+):
+    old, heir = put(store.shards[0], "a", "b").entries
+    tombstone = replace(old, superseded_by=heir.id, gen=1)
+    store.shards[0].update(to_table([tombstone], Entry))
+    put(store.shards[0], "a", "b")
+    assert texts(store.shards[0]) == ["b"]
+
+
+def test_tombstones_are_hidden_and_kept(store: MemoryStore, put: Callable[..., Extracted]):
+    old, heir = put(store.shards[0], "a", "b").entries
+    store.shards[0].update(to_table([replace(old, superseded_by=heir.id, gen=1)], Entry))
+    assert texts(store.shards[0]) == ["b"]
+    assert texts(store.shards[0], tombstones=True) == ["a", "b"]
+    assert store.shards[0].user_sizes() == {"ada": 1}
+
+
+# --- users -------------------------------------------------------------------------------------
+
+USERS = [
+    "ada",
+    "Ada",
+    "ada ",
+    "o'neil",
+    "''",
+    "' OR 1=1 --",
+    "x') OR user_id IN ('ada",
+    "back\\slash\\'",
+    '"double"',
+    "%",
+    "_da",
+    "ünïcödé 😀 用户",
+    "nul\x00byte",
+    "line\nbreak",
+    "z" * 10_000,
+    "z" * 9_999,
+]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_no_user_reads_another_users_rows(
+    tmp_path: Path, put: Callable[..., Extracted], shards: int
+):
+    store = MemoryStore.create(StoreConfig(uri=str(tmp_path / "store"), shards=shards), MODEL)
+    written = {user: put(store.shard_for(user), f"by {user}", user=user) for user in USERS}
+    for user, row in written.items():
+        shard = store.shard_for(user)
+        assert texts(shard, user) == [f"by {user}"]
+        assert list(shard.known([user])) == [row.messages[0].id]
+        (source,) = shard.sources(user, row.entries[0].sources)
+        assert (source.user_id, source.content) == (user, f"by {user}")
+    assert texts(store.shards[0], "' OR 'a'='a") == []
+
+
+def test_every_user_is_in_exactly_one_shard(tmp_path: Path, put: Callable[..., Extracted]):
+    config = StoreConfig(uri=str(tmp_path / "store"), shards=4)
+    store = MemoryStore.create(config, MODEL)
+    users = [f"user {number}" for number in range(40)]
+    groups = store.by_shard(users)
+    assert sorted(user for group in groups.values() for user in group) == sorted(users)
+    assert sorted(groups) == [0, 1, 2, 3]
+    assert MemoryStore.open(config).by_shard(users) == groups
+    for number, group in groups.items():
+        assert all(store.shard_number(user) == number for user in group)
+        put(store.shards[number], "a", user=group[0])
+    assert [list(s.user_sizes()) for s in store.shards] == [groups[n][:1] for n in range(4)]
+
+
+def test_the_entries_of_a_user_of_any_size_are_all_read(
+    store: MemoryStore, put: Callable[..., Extracted]
+):
+    put(store.shards[0], *map(str, range(1_500)))
+    assert texts(store.shards[0]) == [str(number) for number in range(1_500)]
+    assert len(store.shards[0].known(["ada"])) == 1_500
+
+
+def test_optimizing_keeps_the_contents(store: MemoryStore, put: Callable[..., Extracted]):
+    shard = store.shards[0]
+    for at in range(6):
+        put(shard, f"entry {at}", start=at)
+    before = [repr(e) for e in shard.entries_of(["ada"])]
+    version = shard.entries.version
+    shard.optimize()
+    assert shard.entries.version > version
+    assert [repr(e) for e in shard.entries_of(["ada"])] == before
+    assert shard.messages.count_rows() == 6
+    assert put(shard, "entry 0", "entry 6") and len(texts(shard)) == 7
+
+
+def test_a_run_finds_the_messages_and_entries_that_it_wrote(
+    store: MemoryStore, put: Callable[..., Extracted]
+):
+    put(store.shards[0], "a", "b", run="run-1")
+    put(store.shards[0], "b", "c", run="o'run", start=1)
+    batches = store.shards[0].message_batches("o'run", ["content"])
+    assert [text for batch in batches for text in batch["content"].to_pylist()] == ["c"]
+    assert [store.shards[0].entries_written(run) for run in ("run-1", "o'run", "x")] == [2, 1, 0]
+
+
+# --- the ledger of runs ------------------------------------------------------------------------
+
+
+def run(number: int, status: str = "done", **report: object) -> Run:
+    asked = {"sources": ["päth/a.jsonl"], "limit": None}
+    return Run(f"run-{number}", "backfill", status, number, number + 1, asked, dict(report))
+
+
+def test_a_run_is_replaced_by_what_is_known_later(store: MemoryStore, store_config: StoreConfig):
+    store.runs.write(run(1, "running"))
+    store.runs.write(run(1, "done", messages={"stored": 3}, note="ü"))
+    assert MemoryStore.open(store_config).runs.get("run-1") == run(
+        1, messages={"stored": 3}, note="ü"
+    )
+    assert len(store.runs.latest()) == 1
+
+
+def test_the_latest_runs_come_first(store: MemoryStore):
+    for number in (2, 12, 1):
+        store.runs.write(run(number))
+    assert [r.id for r in store.runs.latest()] == ["run-12", "run-2", "run-1"]
+    assert [r.id for r in store.runs.latest(1)] == ["run-12"]
+    assert store.runs.newest() == run(12)
+
+
+def test_an_unknown_run_is_answered_with_the_known_ones(store: MemoryStore):
+    with pytest.raises(StoreError, match="there is no run 'x'; the latest are: none"):
+        store.runs.get("x")
+    with pytest.raises(StoreError, match="no run has been made .*run `lightmem backfill` first"):
+        store.runs.newest()
+    store.runs.write(run(1))
+    with pytest.raises(StoreError, match="the latest are: run-1"):
+        store.runs.get("' OR 1=1 --")
+
+
+# --- provenance --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def consolidated(store: MemoryStore, put: Callable[..., Extracted]) -> tuple[Entry, ...]:
+    """b replaced a, c superseded b."""
+    a, b, c = put(store.shards[0], "It rains.", "It rains!", "It snows.").entries
+    put(store.shards[0], "not Ada's", user="bob")
+    changed = [
+        replace(a, superseded_by=b.id, gen=1),
+        replace(b, superseded_by=c.id, absorbed=a.sources, gen=1),
+    ]
+    store.shards[0].update(to_table(changed, Entry))
+    return a, b, c
+
+
+def test_provenance_shows_the_messages_behind_an_entry_and_its_history(
+    store: MemoryStore, consolidated: tuple[Entry, ...]
+):
+    a, b, c = consolidated
+    found = provenance(store, b.id)
+    assert [(m.content, m.user_id) for m in found.messages] == [
+        ("It rains.", "ada"),
+        ("It rains!", "ada"),
+    ]
+    assert [e.id for e in found.replaced] == [a.id]
+    assert found.successor is not None
+    assert (found.entry.id, found.successor.id) == (b.id, c.id)
+    last = provenance(store, c.id)
+    assert ([m.content for m in last.messages], last.successor) == (["It snows."], None)
+
+
+def test_an_entry_is_found_by_the_start_of_its_id_in_any_shard(
+    tmp_path: Path, put: Callable[..., Extracted]
+):
+    store = MemoryStore.create(StoreConfig(uri=str(tmp_path / "store"), shards=3), MODEL)
+    for user in ("ada", "bob", "eve", "zoe"):
+        (written,) = put(store.shard_for(user), "It rains.", user=user).entries
+        found = provenance(store, written.id[:12])
+        assert (found.entry.id, found.messages[0].user_id) == (written.id, user)
+
+
+@pytest.mark.parametrize("prefix", ["nothing", "%", "_", "' OR 1=1 --"])
+def test_an_unknown_id_says_where_ids_are_shown(
+    store: MemoryStore, consolidated: tuple[Entry, ...], prefix: str
+):
+    with pytest.raises(StoreError, match="no entry has an id that start.*that `search` prints"):
+        provenance(store, prefix)
+
+
+def test_an_ambiguous_id_is_refused(store: MemoryStore, consolidated: tuple[Entry, ...]):
+    with pytest.raises(StoreError, match="several entries have ids that start with ''"):
+        provenance(store, "")
+
+
+def test_sources_of_other_sessions_are_not_mixed_up(
+    store: MemoryStore, message: Callable[..., Message]
+):
+    said = [message(s, 0, session=s, state="stored") for s in ("s1", "s2", "o'clock")]
+    store.shards[0].insert(to_table([Extracted("ada", tuple(said), ())], Extracted), "run-1")
+    found = store.shards[0].sources("ada", [Source("o'clock", 0), Source("s2", 0), Source("s1", 9)])
+    assert sorted(m.content for m in found) == ["o'clock", "s2"]

@@ -1,0 +1,107 @@
+"""The server over real HTTP, on a real local Ray and a store that a backfill wrote."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import serve
+
+from lightmem_core import factory, load_config
+from lightmem_core.config import Config
+from lightmem_core.errors import ConfigError, StoreError
+from lightmem_core.long_term.retrieve import Query
+from lightmem_pipelines.backfill import BackfillRequest, backfill
+from lightmem_pipelines.cluster import ray_session
+from lightmem_serve.app import AppArgs, build_app
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2] / "pipelines"
+FAKES = ROOT / "configs" / "fakes.yaml"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Config]]:
+    store = str(tmp_path_factory.mktemp("served") / "store")
+    config = load_config(FAKES, uri=store)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with ray_session(config.pipelines.model_copy(update={"num_cpus": 2})):
+        sample = str(ROOT / "samples" / "chats.jsonl")
+        backfill(config, BackfillRequest((sample,), progress=False))
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(build_app(AppArgs(config=str(FAKES), store=store)))
+        yield f"http://127.0.0.1:{port}", config
+        serve.shutdown()
+
+
+def post(url: str, body: dict[str, Any]) -> tuple[int, Any]:
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_a_search_answers_what_the_retrieval_object_answers(server):
+    url, config = server
+    status, answer = post(
+        f"{url}/search", {"user_id": "ada", "query": "moved to Porto", "limit": 3}
+    )
+    assert status == 200
+    expected = factory.retrieval(config.memory)([Query("ada", "moved to Porto", 3)])[0]
+    assert [r["id"] for r in answer["results"]] == [hit.entry.id for hit in expected]
+    assert "Porto" in answer["results"][0]["memory"]
+    assert answer["results"][0]["sources"]
+
+
+def test_a_user_never_sees_the_memories_of_another(server):
+    url, _ = server
+    for user in ("nobody", "ada' OR '1'='1", "%"):
+        assert post(f"{url}/search", {"user_id": user, "query": "Porto"})[1] == {"results": []}
+
+
+def test_times_bound_the_search(server):
+    url, _ = server
+    body = {"user_id": "ada", "query": "Porto", "until": "2025-03-01T00:00:00Z", "limit": 100}
+    _, answer = post(f"{url}/search", body)
+    assert answer["results"]
+    assert all(r["said_at"] <= 1_740_787_200_000 for r in answer["results"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"query": "x"}, {"user_id": "ada"}, {"user_id": "ada", "query": "x", "limit": 0},
+     {"user_id": "ada", "query": "x", "filter": "1=1"}, {"user_id": "", "query": "x"}],
+)  # fmt: skip
+def test_a_wrong_request_is_refused_and_says_why(server, body):
+    url, _ = server
+    status, answer = post(f"{url}/search", body)
+    assert status == 422
+    assert answer["detail"]
+
+
+def test_health_says_that_a_search_can_be_answered(server):
+    url, _ = server
+    with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
+        assert json.load(answer) == {"status": "ok", "embedder": "hash-384", "shards": 1}
+
+
+def test_a_wrong_configuration_or_store_stops_it_before_it_is_deployed(tmp_path):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("memory: {embedder: {use: nothing}}")
+    with pytest.raises(ConfigError, match="unknown embedder"):
+        build_app(AppArgs(config=str(wrong)))
+    with pytest.raises(StoreError, match="run `lightmem backfill` first"):
+        build_app(AppArgs(store=str(tmp_path / "nowhere")))
