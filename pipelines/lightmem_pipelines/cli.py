@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -61,7 +62,8 @@ def backfill(
 
     progress = not asked.pop("no_progress") and not as_json
     request = BackfillRequest(sources, **asked, progress=progress)
-    run = backfill(_config(path, store), request)
+    with _notes_shown():
+        run = backfill(_config(path, store), request)
     _print(output.run_json(run), output.run_text(run), as_json)
     if run.report["messages"]["quarantined"]:
         sys.exit(QUARANTINED)
@@ -77,7 +79,8 @@ def sleep(
     """Consolidate memories: merge what was said again, supersede what has changed."""
     from lightmem_pipelines.sleep import SleepRequest, sleep
 
-    run = sleep(_config(path, store), SleepRequest(user, not no_progress and not as_json))
+    with _notes_shown():
+        run = sleep(_config(path, store), SleepRequest(user, not no_progress and not as_json))
     _print(output.run_json(run), output.run_text(run), as_json)
 
 
@@ -148,6 +151,17 @@ def evaluate(dataset: str, file: str, path: str | None, store: str | None, as_js
 
     measured = evaluate(_config(path, store), dataset, file)
     _print(measured.as_dict(), render_text(measured), as_json)
+
+
+@contextmanager
+def _notes_shown() -> Iterator[None]:
+    """Say what can be done about a run that was cut off, by an error or by the keyboard."""
+    try:
+        yield
+    except BaseException as error:
+        for note in getattr(error, "__notes__", ()):
+            click.echo(f"lightmem: {note}", err=True)
+        raise
 
 
 def _config(path: str | None, store: str | None) -> Config:

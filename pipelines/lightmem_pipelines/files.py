@@ -15,7 +15,10 @@ from pyarrow import fs
 
 from lightmem_core.errors import InputError
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".jsonl.gz", ".ndjson.gz")
+TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json")
+SUFFIXES = (".parquet", *(kind + packed for kind in TEXT_SUFFIXES for packed in ("", ".gz", ".zst")))
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,10 @@ def find_files(sources: Sequence[str]) -> list[InputFile]:
     """
     found: dict[str, InputFile] = {}
     for source in sources:
-        files = list(_expand(source))
+        try:
+            files = list(_expand(source))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{source} cannot be read: {' '.join(str(error).split())}") from error
         if not files:
             raise InputError(
                 f"{source} names no input: give a file, or a folder or glob that holds files "

@@ -14,6 +14,11 @@ from lightmem_core.long_term.shard import now_ms
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.types import stable_id
 
+RETRY = {
+    "backfill": "finish it with the same command and --resume {}",
+    "sleep": "run it again, only what is left will change",
+}
+
 
 @dataclass
 class Running:
@@ -39,6 +44,7 @@ def running(
         yield state
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}"
+        error.add_note(f"what {run.id} has stored is kept; {RETRY[kind].format(run.id)}")
         store.runs.write(replace(run, status="failed", report={"error": reason}))
         raise
     state.finished = replace(run, status="done", finished_at=now_ms(), report=state.report)

@@ -1,0 +1,199 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lightmem_core import factory
+from lightmem_core.config import STEPS, Component, Config, MemoryConfig, load_config
+from lightmem_core.encoders.hashing import HashEmbedder, WordTokenizer
+from lightmem_core.errors import ConfigError
+from lightmem_core.plugins import BUILTIN, find, load
+
+CONFIGS = sorted((Path(__file__).parents[2] / "pipelines" / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+# --- the file ----------------------------------------------------------------------------------
+
+
+def test_without_a_file_there_is_one_default():
+    assert load_config() == Config()
+    assert [step for pool in Config().pipelines.pools for step in pool.steps] == list(STEPS)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("memroy: {}", "memroy"),
+        ("memory: {buffer_token: 3}", r"memory\.buffer_token"),
+        ("memory: {store: {shard: 3}}", r"memory\.store\.shard"),
+        ("memory: {queue: {k: 0}}", r"memory\.queue\.k"),
+        ("memory: {queue: {theta: 1.5}}", r"memory\.queue\.theta"),
+        ("memory: {embedder: minilm}", r"memory\.embedder"),
+        ("memory:", "memory"),
+        ("memory: {store: }", r"memory\.store"),
+        ("pipelines: {pools: [{steps: [embedd]}]}", r"pipelines\.pools\.0\.steps\.0"),
+        ("pipelines: {pools: [{steps: [embed], actors: [3, 1]}]}", "no range of at least one"),
+        ("serve: {replicas: 0}", r"serve\.replicas"),
+    ],
+)
+def test_a_bad_key_is_named_with_its_file(
+    written: Callable[[str], Path], text: str, problem: str
+):
+    path = written(text)
+    for overrides in ({}, {"uri": "elsewhere"}):
+        with pytest.raises(ConfigError, match=f"{path} is not a valid configuration.*{problem}"):
+            load_config(path, **overrides)
+
+
+def test_all_bad_keys_are_named_at_once(written: Callable[[str], Path]):
+    with pytest.raises(ConfigError, match=r"memory\.a: .*; serve\.b: "):
+        load_config(written("memory: {a: 1}\nserve: {b: 2}"))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "memory", "a: [", "\x00", "a: b: c"])
+def test_a_file_that_is_no_mapping_is_named(written: Callable[[str], Path], text: str):
+    path = written(text)
+    with pytest.raises(ConfigError, match=str(path)) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match="cannot read the configuration .*nothing.yaml"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    "pools",
+    [
+        "[{steps: [compress, segment, buffer, extract]}]",
+        "[{steps: [segment, compress, buffer, extract, embed]}]",
+        "[{steps: [compress, segment]}, {steps: [segment, buffer, extract, embed]}]",
+        "[]",
+    ],
+)
+def test_pools_name_each_step_once_and_in_order(written: Callable[[str], Path], pools: str):
+    with pytest.raises(ConfigError, match="pools must name each step once and in order"):
+        load_config(written(f"pipelines: {{pools: {pools}}}"))
+
+
+def test_the_store_may_be_named_beside_the_file(written: Callable[[str], Path]):
+    path = written("memory: {buffer_tokens: 9, store: {uri: a, shards: 3}}")
+    store = load_config(path, uri="b").memory.store
+    assert (store.uri, store.shards) == ("b", 3)
+    assert load_config(path, uri=None).memory.store.uri == "a"
+    assert load_config(None, uri="b").memory.store.uri == "b"
+    with pytest.raises(ConfigError, match=r"memory\.store\.shards"):
+        load_config(path, shards=0)
+
+
+def test_there_are_shipped_configurations():
+    assert CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_loads_and_its_parts_exist(path: Path):
+    factory.check(load_config(path).memory)
+
+
+# --- parts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(BUILTIN))
+def test_an_unknown_part_is_answered_with_the_known_ones(kind: str):
+    with pytest.raises(ConfigError, match=f"unknown {kind} 'nonesuch'") as caught:
+        find(kind, Component(use="nonesuch"))
+    assert all(name in str(caught.value) for name in BUILTIN[kind])
+
+
+@pytest.mark.parametrize("kind", factory.KINDS)
+def test_every_builtin_part_can_be_imported(kind: str):
+    for name in BUILTIN[kind]:
+        assert find(kind, Component(use=name)).__module__.startswith("lightmem_core.")
+
+
+@pytest.mark.parametrize("part", [{"use": "hash", "options": {"dims": 8}}, {"use": "hsh"}])
+def test_a_bad_part_is_found_before_anything_starts(part: dict):
+    config = MemoryConfig.model_validate({"embedder": part})
+    with pytest.raises(ConfigError, match="dim|hash"):
+        factory.check(config)
+
+
+def test_an_unknown_option_is_answered_with_the_known_ones():
+    component = Component(use="fixed", options={"length": 3, "siz": 1})
+    expected = r"segmenter 'fixed' has no option \['length', 'siz'\]; it accepts: size"
+    with pytest.raises(ConfigError, match=expected):
+        load("segmenter", component)
+
+
+def test_an_option_without_meaning_is_refused_with_the_reason():
+    component = Component(use="self-information", options={"rate": 7})
+    with pytest.raises(ConfigError, match="compressor 'self-information': rate must be above 0"):
+        load("compressor", component, tokenizer=WordTokenizer())
+
+
+@pytest.mark.parametrize(
+    "path", ["nonesuch.module:Class", "lightmem_core.types:Nonesuch", ":Class", ".types:Entry"]
+)
+def test_a_path_that_cannot_be_imported_is_named(path: str):
+    with pytest.raises(ConfigError, match=f"embedder '{path}' cannot be imported"):
+        find("embedder", Component(use=path))
+
+
+OWN = """
+class Shouting:
+    def __init__(self, tokenizer, times: int = 1, **more):
+        self.tokenizer, self.times, self.more = tokenizer, times, more
+
+    def compress(self, texts):
+        return [text.upper() + "!" * self.times for text in texts]
+"""
+
+
+def test_a_class_of_ones_own_needs_no_registration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "my_team_compress.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    use = {"use": "my_team_compress:Shouting", "options": {"times": 2, "other": 5}}
+    config = MemoryConfig.model_validate({"tokenizer": {"use": "words"}, "compressor": use})
+    factory.check(config)
+    stage = factory.compression(config)
+    assert stage.compressor.compress(["hey"]) == ["HEY!!"]
+    assert isinstance(stage.compressor.tokenizer, WordTokenizer)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_stages_are_built_from_the_configuration():
+    tree = {
+        "tokenizer": {"use": "words"},
+        "compressor": {"use": "self-information", "options": {"rate": 0.25, "languages": ["en"]}},
+        "segmenter": {"use": "fixed", "options": {"size": 2}},
+        "generator": {"use": "verbatim"},
+        "embedder": {"use": "hash", "options": {"dim": 16}},
+        "updater": {"use": "rules", "options": {"near": 0.9}},
+        "buffer_tokens": 77,
+        "queue": {"k": 3, "theta": 0.6},
+    }
+    config = MemoryConfig.model_validate(tree)
+    compression = factory.compression(config)
+    assert compression.compressor.rate == 0.25  # pyright: ignore[reportAttributeAccessIssue]
+    assert compression.compressor.tokenizer is compression.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    assert factory.segmentation(config).segmenter.size == 2  # pyright: ignore[reportAttributeAccessIssue]
+    assert factory.extraction(config).generator.name == "verbatim"
+    assert factory.buffering(config).tokens == 77
+    embedder = factory.embedding(config).embedder
+    assert isinstance(embedder, HashEmbedder)
+    assert (embedder.name, embedder.dim) == ("hash-16", 16)
+    consolidation = factory.consolidation(config)
+    assert (consolidation.k, consolidation.theta) == (3, 0.6)
+    assert consolidation.updater.near == 0.9  # pyright: ignore[reportAttributeAccessIssue]
