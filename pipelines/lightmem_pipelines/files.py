@@ -15,10 +15,9 @@ from pyarrow import fs
 
 from lightmem_core.errors import InputError
 
-TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json")
-SUFFIXES = (".parquet", *(kind + packed for kind in TEXT_SUFFIXES for packed in ("", ".gz", ".zst")))
-    ),
-)
+PACKED = ("", ".gz", ".zst")
+TEXT = (".jsonl", ".ndjson", ".json")
+SUFFIXES = (".parquet", *(kind + packed for kind in TEXT for packed in PACKED))
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,7 @@ def test_without_a_file_there_is_one_default():
         ("serve: {replicas: 0}", r"serve\.replicas"),
     ],
 )
-def test_a_bad_key_is_named_with_its_file(
-    written: Callable[[str], Path], text: str, problem: str
-):
+def test_a_bad_key_is_named_with_its_file(written: Callable[[str], Path], text: str, problem: str):
     path = written(text)
     for overrides in ({}, {"uri": "elsewhere"}):
         with pytest.raises(ConfigError, match=f"{path} is not a valid configuration.*{problem}"):
@@ -69,7 +67,7 @@ def test_a_file_that_is_no_mapping_is_named(written: Callable[[str], Path], text
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(ConfigError, match="cannot read the configuration .*nothing.yaml"):
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*nothing\.yaml"):
         load_config(tmp_path / "nothing.yaml")
 
 
@@ -125,7 +123,7 @@ def test_every_builtin_part_can_be_imported(kind: str):
 @pytest.mark.parametrize("part", [{"use": "hash", "options": {"dims": 8}}, {"use": "hsh"}])
 def test_a_bad_part_is_found_before_anything_starts(part: dict):
     config = MemoryConfig.model_validate({"embedder": part})
-    with pytest.raises(ConfigError, match="dim|hash"):
+    with pytest.raises(ConfigError, match=r"it accepts: dim|use one of"):
         factory.check(config)
 
 
@@ -160,9 +158,7 @@ class Shouting:
 """
 
 
-def test_a_class_of_ones_own_needs_no_registration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_class_of_ones_own_needs_no_registration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "my_team_compress.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
     use = {"use": "my_team_compress:Shouting", "options": {"times": 2, "other": 5}}

@@ -16,13 +16,8 @@ from lightmem_core.types import Decision, Entry, Source, UserEntries
 Make = Callable[..., Entry]
 
 # Unit vectors whose products are exact in float32, so that ties are ties: 0, 1/4, 1/2, 3/4 or 1.
-EXACT = np.array(
-    [
-        *np.eye(4),
-        *(np.array(signs) / 2 for signs in np.ndindex(2, 2, 2, 2) for signs in [1 - 2 * np.array(signs)]),
-    ],
-    np.float32,
-)  # fmt: skip
+SIGNS = 1 - 2 * np.array(list(np.ndindex(2, 2, 2, 2)))
+EXACT = np.concatenate([np.eye(4), SIGNS / 2]).astype(np.float32)
 
 
 def defined(vectors: np.ndarray, k: int, theta: float) -> list[tuple[int, list]]:

@@ -4,7 +4,6 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -68,10 +67,3 @@ def test_no_module_of_the_core_imports_a_model_at_its_top():
 
 def test_every_package_is_typed():
     assert all((folder / "py.typed").exists() for folder in PACKAGES.values())
-
-
-def test_the_tests_read_the_packages_of_this_checkout():
-    for package, folder in PACKAGES.items():
-        spec = find_spec(package)
-        assert spec is not None
-        assert spec.origin == str(folder / "__init__.py")

@@ -67,8 +67,9 @@ def test_the_best_entry_comes_first_and_hits_are_sorted(retrieval: Retrieval):
 
 
 @pytest.mark.parametrize(
-    ("since", "until", "found"), [(10, 20, {1, 2}), (40, None, {4, 5}), (None, 0, {0}), (11, 19, set())]
-)  # fmt: skip
+    ("since", "until", "found"),
+    [(10, 20, {1, 2}), (40, None, {4, 5}), (None, 0, {0}), (11, 19, set())],
+)
 def test_since_and_until_are_included(
     retrieval: Retrieval, since: int | None, until: int | None, found: set[int]
 ):

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from lightmem_core.errors import ComponentError
 from lightmem_core.short_term.buffer import Buffering
 from lightmem_core.short_term.extract import Extraction, VerbatimGenerator
-from lightmem_core.types import Buffer, Entry, Extracted, Fact, Message, Segment, SegmentedHistory
+from lightmem_core.types import (
+    Buffer,
+    Entry,
+    Extracted,
+    Fact,
+    Message,
+    Segment,
+    SegmentedHistory,
+    Source,
+)
 
 Make = Callable[..., Message]
 
@@ -160,9 +169,7 @@ def test_an_entry_takes_its_place_from_its_first_source(buffer: Buffer):
     assert (entry.text, entry.topic, entry.event_at, entry.writer) == (
         ("It rains.", "weather", 77, "scripted")
     )
-    assert [(s.session_id, s.position) for s in entry.sources] == [("s0", 1), ("s0", 2)][:1] + [
-        (buffer.messages[2].session_id, buffer.messages[2].position)
-    ]
+    assert entry.sources == (Source("s0", 1), Source("s0", 2))
 
 
 def test_the_facts_of_one_message_are_numbered_and_differ(buffer: Buffer):

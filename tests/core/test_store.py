@@ -71,7 +71,7 @@ def test_a_store_whose_making_was_cut_off_is_made_again(tmp_path: Path):
 
 
 def test_where_there_is_no_store_the_error_names_the_command(tmp_path: Path):
-    with pytest.raises(StoreError, match="there is no store at .*: run `lightmem backfill` first"):
+    with pytest.raises(StoreError, match=r"there is no store at .*: run `lightmem backfill` first"):
         MemoryStore.open(StoreConfig(uri=str(tmp_path / "nothing")), MODEL)
 
 
@@ -365,7 +365,7 @@ def test_the_latest_runs_come_first(store: MemoryStore):
 def test_an_unknown_run_is_answered_with_the_known_ones(store: MemoryStore):
     with pytest.raises(StoreError, match="there is no run 'x'; the latest are: none"):
         store.runs.get("x")
-    with pytest.raises(StoreError, match="no run has been made .*run `lightmem backfill` first"):
+    with pytest.raises(StoreError, match=r"no run has been made .*run `lightmem backfill` first"):
         store.runs.newest()
     store.runs.write(run(1))
     with pytest.raises(StoreError, match="the latest are: run-1"):
@@ -418,7 +418,7 @@ def test_an_entry_is_found_by_the_start_of_its_id_in_any_shard(
 def test_an_unknown_id_says_where_ids_are_shown(
     store: MemoryStore, consolidated: tuple[Entry, ...], prefix: str
 ):
-    with pytest.raises(StoreError, match="no entry has an id that start.*that `search` prints"):
+    with pytest.raises(StoreError, match=r"no entry has an id that start.*that `search` prints"):
         provenance(store, prefix)
 
 
