@@ -40,8 +40,8 @@ OPENING = regex.compile(
 # A time that may follow the value, and words after which something else is said.
 TIME = regex.compile(r"\s(?:now|these days|at the moment|jetzt|ahora)$", regex.IGNORECASE)
 TAIL = regex.compile(
-    r"\s(?:and|but|with|since|because|for|from|where|which|now|und|aber|mit|seit|weil|"
-    r"y|pero|con|desde|porque|ahora)\b.*$",
+    r"\s(?:and|but|with|since|because|for|from|where|which|now|to|if|when|in|near|"
+    r"und|aber|mit|seit|weil|wenn|um|y|pero|con|desde|porque|para|si|cuando|ahora)\b.*$",
     regex.IGNORECASE,
 )
 
@@ -59,10 +59,11 @@ class Attribute:
     alone: bool
 
     def replaced_by(self, later: Attribute) -> bool:
-        """Whether a later statement leaves nothing of this one. A closer value does not."""
+        """Whether a later statement leaves nothing of this one. A closer value does not, and both
+        must be plain: "I moved to Lisbon in 2012" says nothing of today."""
         same = (self.name, self.of) == (later.name, later.of)
         closer = self.value in later.value or later.value in self.value
-        return self.alone and same and not closer
+        return self.alone and later.alone and same and not closer
 
 
 @lru_cache(maxsize=1 << 16)
@@ -77,5 +78,7 @@ def attribute_of(sentence: str) -> Attribute | None:
             value = TAIL.sub("", said)
             rest = plain[match.end() :].strip(" .!…")
             of = match.groupdict().get("of") or ""
+            if name == "home" and not said[:1].isupper():
+                return None  # "I moved to the couch": a home is a place with a name
             return Attribute(name, of.lower(), value.lower(), alone=value == said and not rest)
     return None

@@ -24,6 +24,7 @@ PLEASANTRIES = frozenset(
     bonjour merci salut félicitations ciao grazie complimenti olá obrigado obrigada parabéns
     dank gefeliciteerd""".split()
 )
+COMMON_BITS = 10.0  # what the words of small talk carry; only bits above this inform
 RAREST = 1e-8  # the frequency given to a word that no list holds
 
 
@@ -37,6 +38,11 @@ def frequencies(language: str) -> dict[str, float]:
 
 def words(text: str) -> list[str]:
     return [word.lower().replace("’", "'") for word in WORD.findall(text)]
+
+
+def negates(word: str) -> bool:
+    """Whether a lowercased word turns what is said around."""
+    return word in NEGATIONS or word.endswith("n't")
 
 
 class WordModel:

@@ -8,34 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lightmem_core.attributes import Attribute, attribute_of
-from lightmem_core.language import NEGATIONS, words
+from lightmem_core.language import COMMON_BITS, LANGUAGES, WordModel, negates, words
 from lightmem_core.protocols import Updater
 from lightmem_core.types import Decision, Entry
 
 DAY_MS = 86_400_000
+JOINTS = str.maketrans("", "", "-'’")  # within words
 PUNCTUATION = ".,!;:…¡¿'\"’“”„«»()"
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What the rules look at in an entry."""
+    """What the rules look at in an entry. `signs`: numbers, symbols, and that it asks."""
 
     said: tuple[str, ...]
-    anchors: frozenset[str]
+    signs: frozenset[str]
     day: int | None
     attribute: Attribute | None
 
 
 class RuleUpdater(Updater):
-    """Merge an entry into a later one of the same speaker that says the same: equal words, or a
-    cosine of at least `near` with the same names, numbers, negations and day. Supersede it where
-    a later one gives the same attribute (home, job, favourite, ...) another value.
+    """Merge an entry into a later one of the same speaker and day that says the same: equal
+    words, or a cosine of at least `near` where only common words, but no negation, differ.
+    Supersede it where a later one gives the same attribute (home, job, ...) another value.
     """
 
-    def __init__(self, near: float = 0.95):
+    def __init__(self, near: float = 0.95, languages: Sequence[str] = LANGUAGES):
         self.near = near
+        self.model = WordModel(languages)
 
     def decide(self, entry: Entry, queue: Sequence[tuple[Entry, float]]) -> Decision | None:
         this = _read(entry)
@@ -54,24 +57,29 @@ class RuleUpdater(Updater):
             return ""
         if this.said == that.said:
             return "same words"
-        near = similarity >= self.near and this.anchors == that.anchors
-        return "nearly the same words" if near else ""
+        near = similarity >= self.near and this.signs == that.signs
+        same = near and self._informing(this.said) == self._informing(that.said)
+        return "nearly the same words" if same else ""
+
+    def _informing(self, said: Sequence[str]) -> set[str]:
+        """The words that are not common, and those that negate."""
+        spoken = [word for token in said for word in words(token)]
+        language = self.model.language_of(spoken)
+        return {w for w in spoken if negates(w) or self.model.bits(w, language) > COMMON_BITS}
 
 
 def _read(entry: Entry) -> _Read:
     day = None if entry.event_at is None else entry.event_at // DAY_MS
-    tokens = [token for piece in entry.text.split() if (token := piece.strip(PUNCTUATION))]
-    said = tuple(token.lower() for token in tokens)
-    return _Read(said, _anchors(entry.text, tokens), day, attribute_of(entry.text))
+    said, signs, attribute = _said(entry.text)
+    return _Read(said, signs, day, attribute)
 
 
-def _anchors(text: str, tokens: Sequence[str]) -> frozenset[str]:
-    """What changes a statement: names, numbers, symbols, negations, and that it is a question."""
-    names = {t.lower() for t in tokens if t[0].isupper()}
-    symbols = {t for t in tokens if any(c.isdigit() for c in t) or not any(map(str.isalpha, t))}
-    negations = {w for w in words(text) if w in NEGATIONS or w.endswith("n't")}
-    question = {"?"} if "?" in text else set()
-    return frozenset(names | symbols | negations | question)
+@lru_cache(maxsize=1 << 16)
+def _said(text: str) -> tuple[tuple[str, ...], frozenset[str], Attribute | None]:
+    tokens = [token for piece in text.split() if (token := piece.strip(PUNCTUATION))]
+    signs = {t for t in tokens if not t.translate(JOINTS).isalpha()}
+    asks = {"?"} if "?" in text else set()
+    return tuple(t.lower() for t in tokens), frozenset(signs | asks), attribute_of(text)
 
 
 def _decision(entry: Entry, action: str, later: Entry, similarity: float, reason: str) -> Decision:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import regex
 
-from lightmem_core.language import LANGUAGES, NEGATIONS, WordModel, words
+from lightmem_core.language import LANGUAGES, WordModel, negates, words
 from lightmem_core.protocols import Tokenizer
 
 QUOTED = regex.compile(r"[“„«\"]([^“”„«»\"]{1,100})[”“»\"]")
@@ -75,7 +75,7 @@ def _always_kept(piece: str, quoted: set[str]) -> bool:
         or any(c.isdigit() for c in piece)
         or "@" in piece
         or "://" in piece
-        or any(word in NEGATIONS or word.endswith("n't") for word in words(piece))
+        or any(map(negates, words(piece)))
     )
 
 

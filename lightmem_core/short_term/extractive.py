@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 import regex
 
 from lightmem_core.attributes import attribute_of
-from lightmem_core.language import LANGUAGES, PLEASANTRIES, WordModel, words
+from lightmem_core.language import COMMON_BITS, LANGUAGES, PLEASANTRIES, WordModel, words
 from lightmem_core.sentences import split
 from lightmem_core.short_term.dates import resolve
 from lightmem_core.types import Buffer, Fact, Message, Segment
 
-COMMON_BITS = 10.0  # what the words of small talk carry; only bits above this inform
 RARE_BITS = 20.0  # rarer than this are names and misspellings: not more informative
 TOPIC_WORDS = 4
 _DIGIT = regex.compile(r"\p{N}")

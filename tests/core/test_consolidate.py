@@ -136,7 +136,6 @@ def test_what_someone_else_says_replaces_nothing(entry: Make, other: dict):
         ("I live in Porto.", "So, I'm now living in Lisbon!"),
         ("I live in Porto now.", "We recently moved to Lisbon."),
         ("I live in Porto.", "I moved from Porto to Lisbon."),
-        ("I moved to Porto.", "I live in Lisbon with my aunt."),
         ("I work as a nurse.", "I now work as an engineer."),
         ("My favourite book is Dune.", "My new favorite book is Emma."),
         ("My phone number is 555 0101.", "My new phone number is 555 0199."),
@@ -195,7 +194,6 @@ def test_only_plain_statements_supersede_and_only_those_alone_in_their_sentence(
     assert judge(entry(first, 1), entry(second, 2), 0.5) == "keep"
 
 
-@pytest.mark.xfail(strict=True, reason="lightmem_core.attributes takes these for plain statements")
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -216,7 +214,6 @@ def test_what_only_looks_like_a_plain_statement_supersedes_nothing(
     assert judge(entry(first, 1), entry(second, 2), 0.5) == "keep"
 
 
-@pytest.mark.xfail(strict=True, reason="only names, digits and negations are anchors")
 @pytest.mark.parametrize(
     ("first", "second"),
     [
