@@ -7,20 +7,21 @@ from lightmem_core.long_term.consolidate import Consolidation
 from lightmem_core.long_term.embed import Embedding
 from lightmem_core.long_term.retrieve import Retrieval
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_core.plugins import find, load
+from lightmem_core.plugins import load
 from lightmem_core.protocols import Embedder, Tokenizer
 from lightmem_core.sensory.compress import Compression
 from lightmem_core.sensory.segment import Segmentation
 from lightmem_core.short_term.buffer import Buffering
 from lightmem_core.short_term.extract import Extraction
 
-KINDS = ("tokenizer", "compressor", "segmenter", "generator", "embedder", "updater")
-
 
 def check(config: MemoryConfig) -> None:
-    """Raise ConfigError if a part is unknown, before anything is started."""
-    for kind in KINDS:
-        find(kind, getattr(config, kind))
+    """Raise ConfigError if a part or an option is wrong, before anything is started.
+
+    Parts are built; weights are read only when they are first needed.
+    """
+    for make in (compression, segmentation, extraction, embedder, consolidation):
+        make(config)
 
 
 def tokenizer(config: MemoryConfig) -> Tokenizer:

@@ -12,7 +12,7 @@ WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’][\p{L}\p{M}]+)*")
 LANGUAGES = ("en", "de", "es", "fr", "it", "pt", "nl")
 NEGATIONS = frozenset(
     """no not never none nobody nothing neither nor without cannot
-    nicht kein keine keinen keinem keiner keines nie niemals niemand nichts ohne weder
+    nicht nein kein keine keinen keinem keiner keines nie niemals niemand nichts ohne weder
     nunca nadie nada ningún ninguna ninguno ni sin
     ne pas jamais rien aucun aucune sans non mai niente nessuno nessuna senza né
     não ninguém nenhum nenhuma nem sem niet geen nooit niemand niets zonder""".split()
@@ -23,6 +23,13 @@ PLEASANTRIES = frozenset(
     hallo danke tschüss glückwunsch herzlichen hola gracias adiós felicidades enhorabuena
     bonjour merci salut félicitations ciao grazie complimenti olá obrigado obrigada parabéns
     dank gefeliciteerd""".split()
+)
+# Words that can come and go without changing what a statement says.
+FILLERS = frozenset(
+    """a an the and so just really very quite well oh yes also too again still actually anyway
+    der die das ein eine einen und auch so ja sehr wirklich einfach doch mal nochmal übrigens
+    el la los las un una y también muy pues sí realmente otra vez
+    le les une et aussi très vraiment bien""".split()
 )
 COMMON_BITS = 10.0  # what the words of small talk carry; only bits above this inform
 RAREST = 1e-8  # the frequency given to a word that no list holds

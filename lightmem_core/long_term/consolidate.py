@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
-
+from lightmem_core.errors import ComponentError
+from lightmem_core.long_term.embed import vectors_of
 from lightmem_core.long_term.queues import update_queues
 from lightmem_core.protocols import Updater
 from lightmem_core.types import Decision, Entry, UserEntries
@@ -30,11 +30,21 @@ class Consolidation:
     def _decisions(self, entries: Sequence[Entry]) -> Iterator[Decision]:
         if len(entries) < 2:
             return
-        vectors = np.stack([e.vector for e in entries if e.vector is not None])
-        for i, queue in update_queues(vectors, self.k, self.theta):
+        for i, queue in update_queues(vectors_of(entries), self.k, self.theta):
             later = [(entries[j], similarity) for j, similarity in queue]
-            if decision := self.updater.decide(entries[i], later):
+            decision = self.updater.decide(entries[i], later)
+            if decision is not None and decision.action != "keep":
+                self._check(decision, entries[i], later)
                 yield decision
+
+    def _check(
+        self, decision: Decision, entry: Entry, later: Sequence[tuple[Entry, float]]
+    ) -> None:
+        if decision.entry_id != entry.id or decision.successor not in {e.id for e, _ in later}:
+            raise ComponentError(
+                f"{type(self.updater).__name__} decided for {decision.entry_id} with the successor "
+                f"{decision.successor}, expected {entry.id} and one of its {len(later)} later ones"
+            )
 
 
 class NoUpdater:

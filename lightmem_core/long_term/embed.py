@@ -10,7 +10,7 @@ import numpy as np
 from lightmem_core.errors import ComponentError
 from lightmem_core.long_term.render import embedding_text
 from lightmem_core.protocols import Embedder
-from lightmem_core.types import Extracted
+from lightmem_core.types import Entry, Extracted
 
 
 class Embedding:
@@ -26,6 +26,14 @@ class Embedding:
             replace(row, entries=tuple(replace(e, vector=next(vectors)) for e in row.entries))
             for row in rows
         ]
+
+
+def vectors_of(entries: Sequence[Entry]) -> np.ndarray:
+    """The vectors of stored entries, float32, shape (len(entries), dim)."""
+    missing = [entry.id for entry in entries if entry.vector is None]
+    if missing:
+        raise ValueError(f"{len(missing)} entries have no vector, the first is {missing[0]}")
+    return np.array([entry.vector for entry in entries], dtype=np.float32)
 
 
 def encode(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:

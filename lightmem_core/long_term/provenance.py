@@ -8,6 +8,8 @@ from lightmem_core.errors import StoreError
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.types import Entry, Message
 
+SHORTEST_PREFIX = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
@@ -21,6 +23,8 @@ class Provenance:
 
 def provenance(store: MemoryStore, entry_id: str) -> Provenance:
     """Find an entry by its id or the start of it. Raise StoreError unless exactly one has it."""
+    if len(entry_id) < SHORTEST_PREFIX:
+        raise StoreError(f"give at least {SHORTEST_PREFIX} letters of the entry's id")
     found = [(s, e) for s in store.shards for e in s.entries_with_prefix(entry_id)]
     if len(found) != 1:
         what = "several entries have ids" if found else "no entry has an id"

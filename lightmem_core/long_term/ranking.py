@@ -18,6 +18,7 @@ import numpy as np
 import regex
 
 from lightmem_core.language import WordModel, words
+from lightmem_core.long_term.embed import vectors_of
 from lightmem_core.long_term.render import day
 from lightmem_core.types import Entry
 
@@ -75,7 +76,7 @@ class UserIndex:
         places = {entry.id: place for place, entry in enumerate(self.entries)}
         self._heirs = np.array([places[heirs[e.id]] for e in self.entries], dtype=np.int64)
         self.model = model or WordModel()
-        self._vectors = _vectors(self.entries)
+        self._vectors = vectors_of(self.entries)
         self._slots, self._width = _slots(self.entries)
         self._speakers = [frozenset(words(entry.speaker)) for entry in self.entries]
         self._index()
@@ -163,18 +164,15 @@ def _heirs(entries: Sequence[Entry]) -> dict[str, str]:
         heir: Entry | None = entry
         while heir is not None and heir.superseded_by:
             successor = by_id.get(heir.superseded_by)
-            held = successor is not None and set(heir.sources) <= set(successor.absorbed)
-            heir = successor if held else None
+            heir = successor if successor and _holds(successor, heir) else None
         if heir is not None:
             heirs[entry.id] = heir.id
     return heirs
 
 
-def _vectors(entries: Sequence[Entry]) -> np.ndarray:
-    missing = [entry.id for entry in entries if entry.vector is None]
-    if missing:
-        raise ValueError(f"{len(missing)} entries have no vector, the first is {missing[0]}")
-    return np.array([entry.vector for entry in entries], dtype=np.float32)
+def _holds(successor: Entry, entry: Entry) -> bool:
+    handed_on = {*entry.sources} <= {*successor.sources, *successor.absorbed}
+    return handed_on and successor.order > entry.order  # a cycle would have no end
 
 
 def _slots(entries: Sequence[Entry]) -> tuple[np.ndarray, int]:

@@ -28,6 +28,10 @@ class Query:
     since: int | None = None
     until: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise ValueError(f"limit must be at least 1, got {self.limit}")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hit:

@@ -7,11 +7,11 @@ is kept too long costs a line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from lightmem_core.attributes import Attribute, attribute_of
-from lightmem_core.language import COMMON_BITS, LANGUAGES, WordModel, negates, words
+from lightmem_core.language import FILLERS, PLEASANTRIES
 from lightmem_core.protocols import Updater
 from lightmem_core.types import Decision, Entry
 
@@ -22,9 +22,11 @@ PUNCTUATION = ".,!;:…¡¿'\"’“”„«»()"
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What the rules look at in an entry. `signs`: numbers, symbols, and that it asks."""
+    """What the rules look at in an entry. `core`: its words in alphabetical order, less those that
+    add nothing; `signs`: numbers, symbols, and that it asks."""
 
     said: tuple[str, ...]
+    core: tuple[str, ...]
     signs: frozenset[str]
     day: int | None
     attribute: Attribute | None
@@ -32,13 +34,12 @@ class _Read:
 
 class RuleUpdater(Updater):
     """Merge an entry into a later one of the same speaker and day that says the same: equal
-    words, or a cosine of at least `near` where only common words, but no negation, differ.
-    Supersede it where a later one gives the same attribute (home, job, ...) another value.
+    words, or a cosine of at least `near` where they differ in their order, in articles and the
+    like. Supersede it where a later one gives the same attribute (home, job, ...) another value.
     """
 
-    def __init__(self, near: float = 0.95, languages: Sequence[str] = LANGUAGES):
+    def __init__(self, near: float = 0.95):
         self.near = near
-        self.model = WordModel(languages)
 
     def decide(self, entry: Entry, queue: Sequence[tuple[Entry, float]]) -> Decision | None:
         this = _read(entry)
@@ -58,28 +59,22 @@ class RuleUpdater(Updater):
         if this.said == that.said:
             return "same words"
         near = similarity >= self.near and this.signs == that.signs
-        same = near and self._informing(this.said) == self._informing(that.said)
-        return "nearly the same words" if same else ""
-
-    def _informing(self, said: Sequence[str]) -> set[str]:
-        """The words that are not common, and those that negate."""
-        spoken = [word for token in said for word in words(token)]
-        language = self.model.language_of(spoken)
-        return {w for w in spoken if negates(w) or self.model.bits(w, language) > COMMON_BITS}
+        return "nearly the same words" if near and this.core == that.core else ""
 
 
 def _read(entry: Entry) -> _Read:
     day = None if entry.event_at is None else entry.event_at // DAY_MS
-    said, signs, attribute = _said(entry.text)
-    return _Read(said, signs, day, attribute)
+    return replace(_read_text(entry.text), day=day)
 
 
 @lru_cache(maxsize=1 << 16)
-def _said(text: str) -> tuple[tuple[str, ...], frozenset[str], Attribute | None]:
+def _read_text(text: str) -> _Read:
     tokens = [token for piece in text.split() if (token := piece.strip(PUNCTUATION))]
     signs = {t for t in tokens if not t.translate(JOINTS).isalpha()}
     asks = {"?"} if "?" in text else set()
-    return tuple(t.lower() for t in tokens), frozenset(signs | asks), attribute_of(text)
+    said = tuple(t.lower() for t in tokens)
+    core = tuple(sorted(word for word in said if word not in FILLERS | PLEASANTRIES))
+    return _Read(said, core, frozenset(signs | asks), None, attribute_of(text))
 
 
 def _decision(entry: Entry, action: str, later: Entry, similarity: float, reason: str) -> Decision:

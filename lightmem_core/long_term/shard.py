@@ -122,6 +122,8 @@ class Shard:
 
     def sources(self, user_id: str, sources: Sequence[Source]) -> list[Message]:
         """The messages that an entry came from, in their order."""
+        if not sources:
+            return []
         places = {(s.session_id, s.position) for s in sources}
         sessions = ", ".join(sorted({quoted(s.session_id) for s in sources}))
         where = f"{_of_users([user_id])} AND session_id IN ({sessions})"

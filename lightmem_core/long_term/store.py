@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -73,8 +74,9 @@ class MemoryStore:
     @classmethod
     def open(cls, config: StoreConfig, model: VectorModel | None = None) -> MemoryStore:
         """Raise StoreError where there is no store, or one of other vectors or another version."""
-        database = connect(config)
-        if not _exists(database):
+        local = "://" not in config.uri
+        database = None if local and not Path(config.uri).exists() else connect(config)
+        if database is None or not _exists(database):
             raise StoreError(f"there is no store at {config.uri}: run `lightmem backfill` first")
         metadata = database.open_table(_entries(0)).schema.metadata or {}
         kept = {key.decode(): value.decode() for key, value in metadata.items()}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
 
+from lightmem_core.errors import ComponentError
 from lightmem_core.protocols import Segmenter
 from lightmem_core.types import History, Message, Segment, SegmentedHistory, stable_id
 
@@ -21,7 +22,7 @@ class Segmentation:
 
     def __call__(self, rows: Sequence[History]) -> list[SegmentedHistory]:
         sessions = [_sessions(row.messages) for row in rows]
-        cuts = iter(self.segmenter.cut([s for of_row in sessions for s in of_row]))
+        cuts = iter(self._cuts([session for of_row in sessions for session in of_row]))
         return [
             SegmentedHistory(
                 row.user_id,
@@ -31,11 +32,28 @@ class Segmentation:
             for row, of_row in zip(rows, sessions, strict=True)
         ]
 
+    def _cuts(self, sessions: Sequence[Sequence[Message]]) -> list[list[int]]:
+        cuts = self.segmenter.cut(sessions)
+        name = f"{type(self.segmenter).__name__}.cut"
+        if len(cuts) != len(sessions):
+            raise ComponentError(
+                f"{name} returned {len(cuts)} lists for {len(sessions)} sessions, expected as many"
+            )
+        for found, session in zip(cuts, sessions, strict=True):
+            if list(found) != sorted({k for k in found if 0 < k < len(session)}):
+                raise ComponentError(
+                    f"{name} returned {list(found)} for a session of {len(session)} messages, "
+                    f"expected ascending places from 1 to {len(session) - 1}"
+                )
+        return cuts
+
 
 class FixedSegmenter:
     """Cut every `size` messages. A baseline, and the segmenter that needs no model."""
 
     def __init__(self, size: int = 6):
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
         self.size = size
 
     def cut(self, sessions: Sequence[Sequence[Message]]) -> list[list[int]]:

@@ -95,7 +95,7 @@ def valley_depth(curve: np.ndarray) -> np.ndarray:
     depth = np.zeros(len(curve))
     last = len(curve) - 1
     for k in range(1, last + 1):
-        if curve[k] > curve[k - 1] or (k < last and curve[k] > curve[k + 1]):
+        if curve[k] >= curve[k - 1] or (k < last and curve[k] > curve[k + 1]):
             continue
         left = right = k
         while left > 1 and curve[left - 1] >= curve[left]:

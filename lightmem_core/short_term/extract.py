@@ -34,7 +34,7 @@ class Extraction:
         ordinals: Counter[int] = Counter()
         entries = []
         for fact in answer:
-            self._check(fact, messages)
+            fact = self._checked(fact, messages)
             entries.append(self._entry(fact, messages, ordinals[fact.sources[0]]))
             ordinals[fact.sources[0]] += 1
         used = {index for fact in answer for index in fact.sources}
@@ -44,12 +44,16 @@ class Extraction:
         )
         return Extracted(buffer.user_id, states, tuple(entries), buffer.duplicates)
 
-    def _check(self, fact: Fact, messages: Sequence[Message]) -> None:
+    def _checked(self, fact: Fact, messages: Sequence[Message]) -> Fact:
+        """The fact with its sources in order, each once."""
+        if not fact.text.strip():
+            raise ComponentError(f"{type(self.generator).__name__} gave a fact without text")
         if not fact.sources or not all(0 <= s < len(messages) for s in fact.sources):
             raise ComponentError(
                 f"{type(self.generator).__name__} gave a fact the sources {list(fact.sources)}, "
                 f"expected some of the buffer's {len(messages)} messages"
             )
+        return replace(fact, sources=tuple(sorted(set(fact.sources))))
 
     def _entry(self, fact: Fact, messages: Sequence[Message], ordinal: int) -> Entry:
         sources = tuple(Source(messages[s].session_id, messages[s].position) for s in fact.sources)

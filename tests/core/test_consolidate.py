@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightmem_core.errors import ComponentError
 from lightmem_core.long_term import queues
 from lightmem_core.long_term.consolidate import Consolidation, NoUpdater, apply_decisions
 from lightmem_core.long_term.queues import update_queues
@@ -386,3 +387,43 @@ def test_a_second_night_finds_nothing_left_to_do(user: Callable[..., UserEntries
     rest = tuple(e for e in applied(row.entries, *found).values() if e.active)
     assert all(a.order < b.order for a, b in pairwise(rest))
     assert STAGE([UserEntries("ada", rest)]) == [[]]
+
+
+class Decides:
+    """An updater that answers with what it was given."""
+
+    def __init__(self, action: str, successor: str | None = None):
+        self.action, self.successor = action, successor
+
+    def decide(self, entry: Entry, queue: Sequence[tuple[Entry, float]]) -> Decision:
+        successor = self.successor or queue[0][0].id
+        return Decision(entry.user_id, entry.id, self.action, successor, 1.0, "given")
+
+
+def twins(entry: Make) -> tuple[Entry, ...]:
+    vector = np.ones(1, np.float32)
+    return tuple(replace(entry("It rains.", n), vector=vector) for n in (1, 2))
+
+
+def test_an_updater_that_keeps_changes_nothing(entry: Make):
+    pair = twins(entry)
+    assert Consolidation(Decides("keep"), k=5, theta=0.4)([UserEntries("ada", pair)]) == [[]]
+
+
+def test_an_updater_must_name_a_later_entry_as_successor(entry: Make):
+    pair = twins(entry)
+    with pytest.raises(ComponentError, match="one of its 1 later ones"):
+        Consolidation(Decides("merge", "elsewhere"), k=5, theta=0.4)([UserEntries("ada", pair)])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("My doctor is in Leeds.", "Your doctor is in Leeds."),
+        ("He will pay me.", "I will pay him."),
+        ("I can go home.", "I could go home."),
+        ("I take one pill.", "I take two pills."),
+    ],
+)
+def test_common_words_can_change_a_statement_too(entry: Make, first: str, second: str):
+    assert RuleUpdater().decide(entry(first, 1), [(entry(second, 2), 0.99)]) is None

@@ -80,7 +80,12 @@ def test_the_limit_is_that_of_what_lies_within_the_bounds(retrieval: Retrieval):
     ranked = search(retrieval, since=20)
     assert len(ranked) == 4
     assert search(retrieval, since=20, limit=2) == ranked[:2]
-    assert search(retrieval, limit=0) == []
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused(limit: int):
+    with pytest.raises(ValueError, match="limit must be at least 1"):
+        Query("ada", "x", limit)
 
 
 def test_what_is_committed_is_found_by_the_next_search(
