@@ -55,9 +55,8 @@ def hidden_size(model: str) -> int:
 
 @cache
 def load_model(model: str, dtype: str, layers: int | None = None) -> Any:
-    """The model, or its first `layers`, in evaluation mode, once per process.
-
-    With fewer layers attention is eager, so that it can be read.
+    """The model, or its first `layers`, in evaluation mode, once per process, on the GPU that the
+    process may see, if any. With fewer layers attention is eager, so that it can be read.
     """
     import torch
     from transformers import AutoModel
@@ -66,7 +65,8 @@ def load_model(model: str, dtype: str, layers: int | None = None) -> Any:
     logging.disable_progress_bar()
     options = {"attn_implementation": "eager", "num_hidden_layers": layers} if layers else {}
     with _quiet(logging):
-        return AutoModel.from_pretrained(model, dtype=getattr(torch, dtype), **options).eval()
+        loaded = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype), **options)
+    return loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
@@ -127,9 +127,10 @@ class Encoder:
     def forward(self, batch: torch.Tensor, attentions: bool = False) -> Any:
         import torch
 
+        ids = batch.to(self.model.device)
         with torch.inference_mode():
             return self.model(
-                input_ids=batch, attention_mask=(batch != 0).long(), output_attentions=attentions
+                input_ids=ids, attention_mask=(ids != 0).long(), output_attentions=attentions
             )
 
     def attention_to_previous(
@@ -144,7 +145,7 @@ class Encoder:
 
         layers = self.forward(batch, attentions=True).attentions
         with torch.inference_mode():
-            heads = torch.stack([layer.float().mean(1) for layer in layers]).sum(0)
+            heads = torch.stack([layer.float().mean(1) for layer in layers]).sum(0).cpu()
             return [_to_previous(heads[row], found) for row, found in enumerate(lengths)]
 
 
@@ -161,7 +162,8 @@ class MiniLMEmbedder(Encoder):
         sums = np.zeros((len(texts), self.dim), dtype=np.float32)
         for rows, batch in self.batches(pieces):
             states = self.forward(batch).last_hidden_state.float()
-            pooled = (states * (batch != 0)[..., None]).sum(1).numpy()
+            read = (batch != 0)[..., None].to(states.device)
+            pooled = (states * read).sum(1).cpu().numpy()
             np.add.at(sums, [owners[r] for r in rows], pooled)
         return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 

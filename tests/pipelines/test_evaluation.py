@@ -92,189 +92,206 @@ def item(*sources: tuple[str, int], tokens: int = 10) -> Item:
     return Item(sources, tokens)
 
 
-class TestQuestions:
-    def test_evidence_is_split_and_what_names_no_message_is_ignored(self, tmp_path: Path):
-        record = locomo(
-            both=(1, ["D1:1; D2:2"]), spaced=(2, ["D1:2 D1:1", "D2:3"]), partly=(4, ["D", "D1:1"])
-        )
-        both, spaced, partly = read(tmp_path, "locomo", record)[0].questions
-        assert both.gold == {("session_1", 0), ("session_2", 1)}
-        assert spaced.gold == {("session_1", 0), ("session_1", 1), ("session_2", 2)}
-        assert partly.gold == {("session_1", 0)}
-
-    def test_questions_without_evidence_are_counted_and_skipped(self, tmp_path: Path):
-        record = locomo(none=(3, []), unknown=(3, ["D9:9"]), known=(3, ["D1:1"]))
-        sample = read(tmp_path, "locomo", record)[0]
-        assert [q.text for q in sample.questions] == ["known"]
-        assert sample.skipped == {"no evidence": 2}
-
-    def test_categories_have_the_names_of_the_benchmark(self, tmp_path: Path):
-        record = locomo(**{f"q{n}": (n, ["D1:1"]) for n in range(1, 6)})
-        names = [q.category for q in read(tmp_path, "locomo", record)[0].questions]
-        assert names == ["multi-hop", "temporal", "open-domain", "single-hop", "adversarial"]
-
-    def test_user_turns_with_the_answer_are_gold(self, tmp_path: Path):
-        sample = read(tmp_path, "longmemeval", longmemeval())[0]
-        assert [m.session_id for m in sample.messages] == ["other", "answer_b", "answer_b"]
-        (question,) = sample.questions
-        assert question.category == "multi-session"
-        assert question.gold == {("answer_b", 1)}
-        assert question.gold_sessions == {"answer_b"}
-
-    def test_abstentions_and_answers_of_the_assistant_alone_are_skipped(self, tmp_path: Path):
-        records = [longmemeval("q1_abs"), longmemeval("q2", role="assistant")]
-        samples = read(tmp_path, "longmemeval", *records)
-        assert [s.questions for s in samples] == [(), ()]
-        assert [dict(s.skipped) for s in samples] == [{"abstention": 1}, {"no evidence": 1}]
-
-    def test_a_file_of_another_kind_is_refused(self, tmp_path: Path):
-        with pytest.raises(InputError, match=r"no longmemeval file.*locomo"):
-            read(tmp_path, "longmemeval", locomo())
-        with pytest.raises(InputError, match="cannot read"):
-            list(QuestionFile("locomo", str(tmp_path / "none.json"), UTC))
-        with pytest.raises(InputError, match="no data set 'squad'"):
-            QuestionFile("squad", "x.json", UTC)
-
-    def test_a_file_that_was_cut_off_is_refused(self, tmp_path: Path):
-        path = Path(written(tmp_path, locomo(), locomo("ben")))
-        path.write_text(path.read_text()[:-40])
-        with pytest.raises(InputError, match="bad_json"):
-            list(QuestionFile("locomo", str(path), UTC))
+def test_evidence_is_split_and_what_names_no_message_is_ignored(tmp_path: Path):
+    record = locomo(
+        both=(1, ["D1:1; D2:2"]), spaced=(2, ["D1:2 D1:1", "D2:3"]), partly=(4, ["D", "D1:1"])
+    )
+    both, spaced, partly = read(tmp_path, "locomo", record)[0].questions
+    assert both.gold == {("session_1", 0), ("session_2", 1)}
+    assert spaced.gold == {("session_1", 0), ("session_1", 1), ("session_2", 2)}
+    assert partly.gold == {("session_1", 0)}
 
 
-class TestRecall:
-    def test_recall_counts_each_evidence_message_once(self):
-        ranked = [item(("s", n)) for n in range(30)]
-        ranked[7] = item(("s", 0), ("s", 7))
-        row = evidence_recall(ranked, frozenset({("s", 0), ("s", 7), ("s", 15), ("gone", 0)}))
-        assert (row["R@5"], row["R@10"], row["R@20"], row["R@60"]) == (0.25, 0.5, 0.75, 0.75)
-
-    def test_a_budget_ends_at_the_first_item_that_does_not_fit(self):
-        ranked = [item(tokens=n) for n in (400, 600, 1, 999)]
-        counts = {budget: fitting(ranked, budget) for budget in (399, 400, 999, 1_000, 2_000)}
-        assert counts == {399: 0, 400: 1, 999: 1, 1_000: 2, 2_000: 4}
-        assert fitting([item(tokens=1_001), item(tokens=1)], 1_000) == 0
-
-    def test_recall_within_budgets(self):
-        ranked = [item(("s", n), tokens=500) for n in range(9)]
-        row = evidence_recall(ranked, frozenset({("s", 1), ("s", 3), ("s", 7), ("s", 8)}))
-        assert (row["1k"], row["2k"], row["4k"]) == (0.25, 0.5, 0.75)
-
-    def test_nothing_ranked_finds_nothing(self):
-        assert set(evidence_recall([], frozenset({("s", 0)})).values()) == {0}
-
-    def test_sessions_count_where_they_are_reached_first(self):
-        ranked = [item((name, n)) for n, name in enumerate("xaxaaybzzcd")]
-        row = session_recall(ranked, frozenset("ac"))  # sessions: x a y b z c d
-        assert (row["recall_all@5"], row["recall_all@10"]) == (0, 1)
-        assert row["ndcg_any@5"] == pytest.approx(1 / 2)
-        assert row["ndcg_any@10"] == pytest.approx((1 + 1 / np.log2(6)) / 2)
-
-    def test_the_first_two_ranks_weigh_the_same(self):
-        assert discounted_gain([True, False]) == discounted_gain([False, True]) == 1
-        assert discounted_gain([True, True, True]) == pytest.approx(2 + 1 / np.log2(3))
-
-    def test_means(self):
-        assert means([{"a": 1, "b": 0}, {"a": 0, "b": 0}]) == {"a": 0.5, "b": 0}
-        assert means([]) == {}
+def test_questions_without_evidence_are_counted_and_skipped(tmp_path: Path):
+    record = locomo(none=(3, []), unknown=(3, ["D9:9"]), known=(3, ["D1:1"]))
+    sample = read(tmp_path, "locomo", record)[0]
+    assert [q.text for q in sample.questions] == ["known"]
+    assert sample.skipped == {"no evidence": 2}
 
 
-class TestRankings:
-    def test_bm25_prefers_rare_words_and_ignores_stop_words(self):
-        scores = BM25(["the cat and the dog", "a cat", "my dog Rex", "of the"])("the dog and Rex")
-        assert scores.argmax() == 2
-        assert scores[[1, 3]].tolist() == [0, 0]
-        assert BM25(["of the", ""])("of").tolist() == [0, 0]
-
-    def test_fusion_adds_reciprocal_ranks(self):
-        assert reciprocal(np.array([0.1, 0.9, 0.5])) == pytest.approx([1 / 63, 1 / 61, 1 / 62])
-
-    def test_a_window_adds_the_neighbours(self):
-        assert with_window(np.array([0.0, 3.0, 0.0, 0.0])) == pytest.approx([0.6, 3.6, 0.6, 0])
-        assert with_window(np.array([5.0])) == pytest.approx([8])
-
-    def test_every_ranking_shows_every_message_once(self, tmp_path: Path):
-        messages = read(tmp_path, "locomo", locomo())[0].messages
-        vectors = EMBEDDER.encode([m.content for m in messages])
-        rankings = message_rankings(messages, vectors, WordTokenizer())
-        assert set(rankings) == {COSINE, WORDS, FUSED, SUMMED}
-        query = "Who opens the bakery?"
-        for ranking in rankings.values():
-            ranked = ranking(query, EMBEDDER.encode([query])[0])
-            assert sorted(i.sources[0] for i in ranked) == [
-                (m.session_id, m.position) for m in messages
-            ]
-            assert ranked[0].sources == (("session_2", 1),)
-            assert ranked[0].tokens == len("2 May 2023 Ben: The bakery opens on Monday.".split())
-
-    def test_before_sleep_is_shown_only_if_it_hid_an_entry(self, tmp_path: Path):
-        entries = [entry_of(m) for m in read(tmp_path, "locomo", locomo())[0].messages]
-        assert set(entry_rankings(entries, WordTokenizer())) == {ENTRIES}
-        after = slept(entries)
-        rankings = entry_rankings(after, WordTokenizer())
-        assert [len(rankings[name].items) for name in (ENTRIES, BEFORE_SLEEP)] == [4, 5]
-        heir = (("session_2", 0), ("session_1", 0))
-        assert heir in {i.sources for i in rankings[ENTRIES].items}
-        assert heir not in {i.sources for i in rankings[BEFORE_SLEEP].items}
+def test_categories_have_the_names_of_the_benchmark(tmp_path: Path):
+    record = locomo(**{f"q{n}": (n, ["D1:1"]) for n in range(1, 6)})
+    names = [q.category for q in read(tmp_path, "locomo", record)[0].questions]
+    assert names == ["multi-hop", "temporal", "open-domain", "single-hop", "adversarial"]
 
 
-class TestEvaluate:
-    def test_the_report_of_a_small_store(self, tmp_path: Path):
-        record = locomo(
-            Where_did_the_violin_come_from=(1, ["D1:1", "D2:1"]),
-            When_does_the_bakery_open=(4, ["D2:2"]),
-            Nothing=(4, []),
-        )
-        path = written(tmp_path, record)
-        store = filled(tmp_path, path)
-        report = evaluate(store, "locomo", path)
-        assert (report.users, report.questions, report.skipped) == (1, 2, {"no evidence": 1})
-        assert (report.messages, report.entries, report.covered) == (5, 5, 1)
-        assert set(report.rankings) == {ENTRIES, COSINE, WORDS, FUSED, SUMMED}
-        for figures in report.rankings.values():
-            assert figures.overall["R@5"] == 1
-            assert set(figures.by_category) == {"multi-hop", "single-hop"}
-        assert json.loads(json.dumps(report.as_dict()))["categories"] == report.categories
-        lines = render_text(report).splitlines()
-        assert [line.split()[-1] for line in lines if line.startswith(ENTRIES)] == ["100.0", "4k"]
+def test_user_turns_with_the_answer_are_gold(tmp_path: Path):
+    sample = read(tmp_path, "longmemeval", longmemeval())[0]
+    assert [m.session_id for m in sample.messages] == ["other", "answer_b", "answer_b"]
+    (question,) = sample.questions
+    assert question.category == "multi-session"
+    assert question.gold == {("answer_b", 1)}
+    assert question.gold_sessions == {"answer_b"}
 
-    def test_merged_entries_keep_their_recall(self, tmp_path: Path):
-        path = written(tmp_path, locomo(Where_from=(1, ["D1:1", "D2:1"])))
-        config = filled(tmp_path, path)
-        shard = MemoryStore.open(config.memory.store).shards[0]
-        after = slept(shard.entries_of(["ada"]))
-        assert shard.update(to_table([e for e in after if e.gen], Entry)) == 0
-        report = evaluate(config, "locomo", path)
-        assert report.entries == 4
-        assert report.rankings[ENTRIES].overall["R@5"] == 1
-        assert report.rankings[BEFORE_SLEEP].overall["R@5"] == 1
-        assert "before sleep" in render_text(report)
 
-    def test_longmemeval_has_session_figures(self, tmp_path: Path):
-        path = written(tmp_path, longmemeval(), longmemeval("q2_abs"))
-        report = evaluate(filled(tmp_path, path, "longmemeval"), "longmemeval", path)
-        assert (report.questions, report.skipped) == (1, {"abstention": 1})
-        assert report.rankings[COSINE].overall["recall_all@5"] == 1
-        assert "ndcg_any@10" in render_text(report)
+def test_abstentions_and_answers_of_the_assistant_alone_are_skipped(tmp_path: Path):
+    records = [longmemeval("q1_abs"), longmemeval("q2", role="assistant")]
+    samples = read(tmp_path, "longmemeval", *records)
+    assert [s.questions for s in samples] == [(), ()]
+    assert [dict(s.skipped) for s in samples] == [{"abstention": 1}, {"no evidence": 1}]
 
-    def test_users_who_are_not_stored_are_named(self, tmp_path: Path):
-        config = filled(tmp_path, written(tmp_path, locomo()))
-        asked = [locomo(name, q=(1, ["D1:1"])) for name in ("ada", "ben", "cy")]
-        path = written(tmp_path, *asked)
-        with pytest.raises(StoreError, match=rf"\(ben, cy\).*lightmem backfill {path}` first"):
-            evaluate(config, "locomo", path)
 
-    def test_a_user_without_entries_finds_nothing(self, tmp_path: Path):
-        path = written(tmp_path, locomo(Where_from=(1, ["D1:1", "D2:1"])))
-        report = evaluate(filled(tmp_path, path, entries=False), "locomo", path)
-        assert (report.entries, report.covered, report.tokens_per_entry) == (0, 0, 0)
-        assert report.rankings[ENTRIES].overall["4k"] == 0
-        assert report.rankings[COSINE].overall["4k"] == 1
+def test_a_file_of_another_kind_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"no longmemeval file.*locomo"):
+        read(tmp_path, "longmemeval", locomo())
+    with pytest.raises(InputError, match="cannot read"):
+        list(QuestionFile("locomo", str(tmp_path / "none.json"), UTC))
+    with pytest.raises(InputError, match="no data set 'squad'"):
+        QuestionFile("squad", "x.json", UTC)
 
-    def test_a_file_without_questions_is_refused(self, tmp_path: Path):
-        path = written(tmp_path, locomo())
-        with pytest.raises(InputError, match="no question"):
-            evaluate(filled(tmp_path, path), "locomo", path)
+
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path):
+    path = Path(written(tmp_path, locomo(), locomo("ben")))
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(InputError, match="bad_json"):
+        list(QuestionFile("locomo", str(path), UTC))
+
+
+def test_recall_counts_each_evidence_message_once():
+    ranked = [item(("s", n)) for n in range(30)]
+    ranked[7] = item(("s", 0), ("s", 7))
+    row = evidence_recall(ranked, frozenset({("s", 0), ("s", 7), ("s", 15), ("gone", 0)}))
+    assert (row["R@5"], row["R@10"], row["R@20"], row["R@60"]) == (0.25, 0.5, 0.75, 0.75)
+
+
+def test_a_budget_ends_at_the_first_item_that_does_not_fit():
+    ranked = [item(tokens=n) for n in (400, 600, 1, 999)]
+    counts = {budget: fitting(ranked, budget) for budget in (399, 400, 999, 1_000, 2_000)}
+    assert counts == {399: 0, 400: 1, 999: 1, 1_000: 2, 2_000: 4}
+    assert fitting([item(tokens=1_001), item(tokens=1)], 1_000) == 0
+
+
+def test_recall_within_budgets():
+    ranked = [item(("s", n), tokens=500) for n in range(9)]
+    row = evidence_recall(ranked, frozenset({("s", 1), ("s", 3), ("s", 7), ("s", 8)}))
+    assert (row["1k"], row["2k"], row["4k"]) == (0.25, 0.5, 0.75)
+
+
+def test_nothing_ranked_finds_nothing():
+    assert set(evidence_recall([], frozenset({("s", 0)})).values()) == {0}
+
+
+def test_sessions_count_where_they_are_reached_first():
+    ranked = [item((name, n)) for n, name in enumerate("xaxaaybzzcd")]
+    row = session_recall(ranked, frozenset("ac"))  # sessions: x a y b z c d
+    assert (row["recall_all@5"], row["recall_all@10"]) == (0, 1)
+    assert row["ndcg_any@5"] == pytest.approx(1 / 2)
+    assert row["ndcg_any@10"] == pytest.approx((1 + 1 / np.log2(6)) / 2)
+
+
+def test_the_first_two_ranks_weigh_the_same():
+    assert discounted_gain([True, False]) == discounted_gain([False, True]) == 1
+    assert discounted_gain([True, True, True]) == pytest.approx(2 + 1 / np.log2(3))
+
+
+def test_means():
+    assert means([{"a": 1, "b": 0}, {"a": 0, "b": 0}]) == {"a": 0.5, "b": 0}
+    assert means([]) == {}
+
+
+def test_bm25_prefers_rare_words_and_ignores_stop_words():
+    scores = BM25(["the cat and the dog", "a cat", "my dog Rex", "of the"])("the dog and Rex")
+    assert scores.argmax() == 2
+    assert scores[[1, 3]].tolist() == [0, 0]
+    assert BM25(["of the", ""])("of").tolist() == [0, 0]
+
+
+def test_fusion_adds_reciprocal_ranks():
+    assert reciprocal(np.array([0.1, 0.9, 0.5])) == pytest.approx([1 / 63, 1 / 61, 1 / 62])
+
+
+def test_a_window_adds_the_neighbours():
+    assert with_window(np.array([0.0, 3.0, 0.0, 0.0])) == pytest.approx([0.6, 3.6, 0.6, 0])
+    assert with_window(np.array([5.0])) == pytest.approx([8])
+
+
+def test_every_ranking_shows_every_message_once(tmp_path: Path):
+    messages = read(tmp_path, "locomo", locomo())[0].messages
+    vectors = EMBEDDER.encode([m.content for m in messages])
+    rankings = message_rankings(messages, vectors, WordTokenizer())
+    assert set(rankings) == {COSINE, WORDS, FUSED, SUMMED}
+    query = "Who opens the bakery?"
+    for ranking in rankings.values():
+        ranked = ranking(query, EMBEDDER.encode([query])[0])
+        assert sorted(i.sources[0] for i in ranked) == [
+            (m.session_id, m.position) for m in messages
+        ]
+        assert ranked[0].sources == (("session_2", 1),)
+        assert ranked[0].tokens == len("2 May 2023 Ben: The bakery opens on Monday.".split())
+
+
+def test_before_sleep_is_shown_only_if_it_hid_an_entry(tmp_path: Path):
+    entries = [entry_of(m) for m in read(tmp_path, "locomo", locomo())[0].messages]
+    assert set(entry_rankings(entries, WordTokenizer())) == {ENTRIES}
+    after = slept(entries)
+    rankings = entry_rankings(after, WordTokenizer())
+    assert [len(rankings[name].items) for name in (ENTRIES, BEFORE_SLEEP)] == [4, 5]
+    heir = (("session_2", 0), ("session_1", 0))
+    assert heir in {i.sources for i in rankings[ENTRIES].items}
+    assert heir not in {i.sources for i in rankings[BEFORE_SLEEP].items}
+
+
+def test_the_report_of_a_small_store(tmp_path: Path):
+    record = locomo(
+        Where_did_the_violin_come_from=(1, ["D1:1", "D2:1"]),
+        When_does_the_bakery_open=(4, ["D2:2"]),
+        Nothing=(4, []),
+    )
+    path = written(tmp_path, record)
+    store = filled(tmp_path, path)
+    report = evaluate(store, "locomo", path)
+    assert (report.users, report.questions, report.skipped) == (1, 2, {"no evidence": 1})
+    assert (report.messages, report.entries, report.covered) == (5, 5, 1)
+    assert set(report.rankings) == {ENTRIES, COSINE, WORDS, FUSED, SUMMED}
+    for figures in report.rankings.values():
+        assert figures.overall["R@5"] == 1
+        assert set(figures.by_category) == {"multi-hop", "single-hop"}
+    assert json.loads(json.dumps(report.as_dict()))["categories"] == report.categories
+    lines = render_text(report).splitlines()
+    assert [line.split()[-1] for line in lines if line.startswith(ENTRIES)] == ["100.0", "4k"]
+
+
+def test_merged_entries_keep_their_recall(tmp_path: Path):
+    path = written(tmp_path, locomo(Where_from=(1, ["D1:1", "D2:1"])))
+    config = filled(tmp_path, path)
+    shard = MemoryStore.open(config.memory.store).shards[0]
+    after = slept(shard.entries_of(["ada"]))
+    assert shard.update(to_table([e for e in after if e.gen], Entry)) == 0
+    report = evaluate(config, "locomo", path)
+    assert report.entries == 4
+    assert report.rankings[ENTRIES].overall["R@5"] == 1
+    assert report.rankings[BEFORE_SLEEP].overall["R@5"] == 1
+    assert "before sleep" in render_text(report)
+
+
+def test_longmemeval_has_session_figures(tmp_path: Path):
+    path = written(tmp_path, longmemeval(), longmemeval("q2_abs"))
+    report = evaluate(filled(tmp_path, path, "longmemeval"), "longmemeval", path)
+    assert (report.questions, report.skipped) == (1, {"abstention": 1})
+    assert report.rankings[COSINE].overall["recall_all@5"] == 1
+    assert "ndcg_any@10" in render_text(report)
+
+
+def test_users_who_are_not_stored_are_named(tmp_path: Path):
+    config = filled(tmp_path, written(tmp_path, locomo()))
+    asked = [locomo(name, q=(1, ["D1:1"])) for name in ("ada", "ben", "cy")]
+    path = written(tmp_path, *asked)
+    with pytest.raises(StoreError, match=rf"\(ben, cy\).*lightmem backfill {path}` first"):
+        evaluate(config, "locomo", path)
+
+
+def test_a_user_without_entries_finds_nothing(tmp_path: Path):
+    path = written(tmp_path, locomo(Where_from=(1, ["D1:1", "D2:1"])))
+    report = evaluate(filled(tmp_path, path, entries=False), "locomo", path)
+    assert (report.entries, report.covered, report.tokens_per_entry) == (0, 0, 0)
+    assert report.rankings[ENTRIES].overall["4k"] == 0
+    assert report.rankings[COSINE].overall["4k"] == 1
+
+
+def test_a_file_without_questions_is_refused(tmp_path: Path):
+    path = written(tmp_path, locomo())
+    with pytest.raises(InputError, match="no question"):
+        evaluate(filled(tmp_path, path), "locomo", path)
 
 
 def test_the_evaluation_needs_no_ray():
