@@ -99,11 +99,11 @@ def read_histories(files: Sequence[InputFile], reader: Reader, grouped: bool) ->
     """A row per user, streamed. The messages are shuffled by user only where that is needed."""
     paths = ray.data.from_items([{"path": f.path} for f in files], override_num_blocks=len(files))
     if grouped or all(_one_user_a_record(f, reader.format) for f in files):
-        return paths.map_batches(reader.histories, batch_size=1, num_cpus=0.5)
-    messages = paths.map_batches(reader, batch_size=1, num_cpus=0.5)
+        return paths.map_batches(reader.histories, batch_size=1, num_cpus=1)
+    messages = paths.map_batches(reader, batch_size=1, num_cpus=1)
     partitions = max(2, sum(f.size for f in files) // BYTES_PER_PARTITION)
     users = messages.groupby("user_id", num_partitions=int(partitions))
-    return users.map_groups(_history, batch_format="pyarrow", num_cpus=0.5)
+    return users.map_groups(_history, batch_format="pyarrow", num_cpus=1)
 
 
 def _history(group: pa.Table) -> pa.Table:
