@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STORE ?= ./demo-store
+DEMO_STORE := ./demo-store
 STAMP := $(VENV)/.installed
 
 .PHONY: install demo test test-core lint bench-pipeline bench-models clean
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Backfill the shipped sample, consolidate it, and search it.
 demo: $(STAMP)
-	@BIN=$(BIN) STORE=$(STORE) bash pipelines/samples/demo.sh
+	@BIN=$(BIN) STORE=$(DEMO_STORE) bash pipelines/samples/demo.sh
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -41,4 +41,4 @@ bench-models: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_models.py $(LOCOMO)
 
 clean:
-	rm -rf $(VENV) $(STORE)
+	rm -rf $(VENV) $(DEMO_STORE)

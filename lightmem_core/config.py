@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from zoneinfo import available_timezones
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from lightmem_core.errors import ConfigError
 
@@ -82,11 +90,18 @@ class InputConfig(Model):
     timezone: str = "UTC"
     grouped: bool = False
 
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in available_timezones():
+            raise ValueError(f"there is no time zone {name!r}: name one such as Europe/Berlin")
+        return name
+
 
 class PipelinesConfig(Model):
     """How a run is spread over a machine or a cluster. `address` is Ray's; none starts a local
-    Ray with `num_cpus` (none: all) and `object_store_mib`, beyond which it spills to disk. A commit
-    takes `commit_buffers` buffers for each shard."""
+    Ray with `num_cpus` (none: all, at least 2) and `object_store_mib`, beyond which it spills to
+    disk. A commit takes `commit_buffers` buffers for each shard."""
 
     address: str | None = None
     num_cpus: int | None = Field(default=None, ge=1)

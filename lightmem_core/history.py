@@ -14,8 +14,9 @@ UNPLACED = -1  # the position of a message whose source names none
 def ordered_history(messages: Iterable[Message]) -> History:
     """Sessions by their first time, messages by their position; each message once, with its id.
 
-    Positions that the source does not name are counted by time within the session; a repeat of
-    such a message (same session, speaker, time and text) is a duplicate, too.
+    Positions that the source does not name are counted by time within the session. They order
+    only: the id of such a message comes from its speaker, time and text, so that it stays the same
+    when another part of its session is read, and a repeat of all three is a duplicate.
     """
     read = list(messages)
     by_session = sorted(read, key=lambda m: (m.session_id, m.said_at, m.position, _place(m.source)))
@@ -27,13 +28,14 @@ def ordered_history(messages: Iterable[Message]) -> History:
 
 def _placed(session: list[Message]) -> list[Message]:
     """The messages of a session, in order, with position and id; repeats are dropped."""
-    placed = [m for m in session if m.position != UNPLACED]
-    unplaced = {
-        (m.role, m.name, m.said_at, m.content): m for m in session if m.position == UNPLACED
-    }
+    identified = {m.id: m for m in map(_identified, session)}
+    placed = [m for m in identified.values() if m.position != UNPLACED]
+    unplaced = (m for m in identified.values() if m.position == UNPLACED)
     following = max((m.position for m in placed), default=UNPLACED) + 1
-    placed += [replace(m, position=p) for p, m in enumerate(unplaced.values(), following)]
-    unique = {m.id: m for m in map(_identified, placed)}
+    unique = {
+        m.id: m
+        for m in (*placed, *(replace(m, position=p) for p, m in enumerate(unplaced, following)))
+    }
     return sorted(unique.values(), key=lambda m: (m.position, m.said_at, m.id))
 
 
@@ -44,5 +46,8 @@ def _place(source: str) -> tuple[str, int, str]:
 
 
 def _identified(message: Message) -> Message:
-    parts = (message.user_id, message.session_id, message.position, message.content)
+    place: tuple[object, ...] = (message.position,)
+    if message.position == UNPLACED:
+        place = (message.said_at, message.role, message.name)
+    parts = (message.user_id, message.session_id, *place, message.content)
     return replace(message, id=stable_id("message", *parts))

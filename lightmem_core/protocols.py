@@ -40,7 +40,7 @@ class Segmenter(Protocol):
 
 
 class Generator(Protocol):
-    """Writes memories. `name` is stored with every entry;"""
+    """Writes memories. `name` is stored with every entry."""
 
     name: str
 

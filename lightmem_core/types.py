@@ -25,7 +25,7 @@ def stable_id(*parts: object) -> str:
 class Message:
     """One utterance, at `position` (from 0) of its session; -1 until the history is ordered.
 
-    `source` says where it was read, as "file:line". Admission fills `id`, compression
+    `source` says where it was read, as "file:line". Ordering fills `id`, compression
     `compressed` and both token counts, segmentation `segment_id`, extraction `state` and `reason`.
     """
 
@@ -54,7 +54,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All messages of one user in a run, oldest first. `duplicates` were dropped on admission."""
+    """All messages of one user in a run, oldest first. `duplicates` were dropped."""
 
     user_id: str
     messages: tuple[Message, ...]
@@ -100,10 +100,11 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A message that an entry was written from."""
+    """A message that an entry was written from, and its place."""
 
     session_id: str
     position: int
+    message_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

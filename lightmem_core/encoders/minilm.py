@@ -54,9 +54,10 @@ def hidden_size(model: str) -> int:
 
 
 @cache
-def load_model(model: str, dtype: str, layers: int | None = None) -> Any:
-    """The model, or its first `layers`, in evaluation mode, once per process, on the GPU that the
-    process may see, if any. With fewer layers attention is eager, so that it can be read.
+def load_model(model: str, dtype: str, device: str, layers: int | None = None) -> Any:
+    """The model, or its first `layers`, in evaluation mode, once per process.
+
+    With fewer layers attention is eager, so that it can be read.
     """
     import torch
     from transformers import AutoModel
@@ -66,7 +67,7 @@ def load_model(model: str, dtype: str, layers: int | None = None) -> Any:
     options = {"attn_implementation": "eager", "num_hidden_layers": layers} if layers else {}
     with _quiet(logging):
         loaded = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype), **options)
-    return loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded.eval().to(device)
 
 
 @contextmanager
@@ -92,16 +93,22 @@ class MiniLMTokenizer:
 class Encoder:
     """Token ids in, hidden states out, on batches of equal length so that little is padded."""
 
-    def __init__(self, model: str | None = None, dtype: str = "float32", layers: int | None = None):
+    def __init__(
+        self,
+        model: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        layers: int | None = None,
+    ):
         self.folder = model or packaged_model()
         self.name = "all-MiniLM-L6-v2" if model is None else Path(model).name
         self.tokenizer = load_tokenizer(self.folder)
-        self.dtype, self.layers = dtype, layers
+        self.dtype, self.device, self.layers = dtype, device, layers
         self.cls, self.sep = (self._special(token) for token in ("[CLS]", "[SEP]"))
 
     @cached_property
     def model(self) -> Any:
-        return load_model(self.folder, self.dtype, self.layers)
+        return load_model(self.folder, self.dtype, self.device, self.layers)
 
     def _special(self, token: str) -> int:
         token_id = self.tokenizer.token_to_id(token)
@@ -152,8 +159,14 @@ class Encoder:
 class MiniLMEmbedder(Encoder):
     """Mean of the token states, unit length. A text longer than the window is read in pieces."""
 
-    def __init__(self, model: str | None = None, dtype: str = "float32", max_tokens: int = 256):
-        super().__init__(model, dtype)
+    def __init__(
+        self,
+        model: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        max_tokens: int = 256,
+    ):
+        super().__init__(model, dtype, device)
         self.max_tokens = max_tokens
         self.dim = hidden_size(self.folder)
 

@@ -91,9 +91,16 @@ class Shard:
         return len(changed) - result.num_updated_rows
 
     def optimize(self) -> None:
-        """Compact the fragments that commits left, and bring the indices up to date."""
+        """Compact the fragments that commits left, and bring the indices up to date.
+
+        Where another writer is at the same rows this waits for the next time: nothing is lost.
+        """
         for table in (self.entries, self.messages):
-            table.optimize()
+            try:
+                table.optimize()
+            except RuntimeError as error:
+                if "conflict" not in str(error).lower():
+                    raise
         self.commits = 0
 
     def known(self, user_ids: Sequence[str]) -> dict[str, str]:
@@ -124,11 +131,9 @@ class Shard:
         """The messages that an entry came from, in their order."""
         if not sources:
             return []
-        places = {(s.session_id, s.position) for s in sources}
-        sessions = ", ".join(sorted({quoted(s.session_id) for s in sources}))
-        where = f"{_of_users([user_id])} AND session_id IN ({sessions})"
-        rows = from_table(_read(self.messages, where), Message)
-        found = [m for m in rows if (m.session_id, m.position) in places]
+        ids = ", ".join(sorted({quoted(s.message_id) for s in sources}))
+        where = f"{_of_users([user_id])} AND id IN ({ids})"
+        found = from_table(_read(self.messages, where), Message)
         return sorted(found, key=lambda m: (m.said_at, m.session_id, m.position))
 
     def user_sizes(self) -> dict[str, int]:

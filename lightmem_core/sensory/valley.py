@@ -29,10 +29,16 @@ class ValleySegmenter:
     """
 
     def __init__(
-        self, *, window: int = 2, depth: float = 0.5, attention: float = 0.6, layers: int = 2
+        self,
+        *,
+        window: int = 2,
+        depth: float = 0.5,
+        attention: float = 0.6,
+        layers: int = 2,
+        device: str = "cpu",
     ):
-        self.embedder = MiniLMEmbedder()
-        self.reader = Encoder(layers=layers)
+        self.embedder = MiniLMEmbedder(device=device)
+        self.reader = Encoder(layers=layers, device=device)
         self.window = window
         self.depth = depth
         self.attention = attention

@@ -18,13 +18,15 @@ class Extraction:
         self.generator = generator
 
     def __call__(self, rows: Sequence[Buffer]) -> list[Extracted]:
-        answers = self.generator.generate(rows)
-        if len(answers) != len(rows):
+        asked = [row for row in rows if row.segments]
+        answers = self.generator.generate(asked) if asked else []
+        if len(answers) != len(asked):
             raise ComponentError(
                 f"{type(self.generator).__name__}.generate returned {len(answers)} answers for "
-                f"{len(rows)} buffers, expected as many"
+                f"{len(asked)} buffers, expected as many"
             )
-        return [self._extracted(row, answer) for row, answer in zip(rows, answers, strict=True)]
+        following = iter(answers)
+        return [self._extracted(row, next(following) if row.segments else []) for row in rows]
 
     def _extracted(self, buffer: Buffer, answer: list[Fact] | str) -> Extracted:
         messages = buffer.messages
@@ -56,11 +58,11 @@ class Extraction:
         return replace(fact, sources=tuple(sorted(set(fact.sources))))
 
     def _entry(self, fact: Fact, messages: Sequence[Message], ordinal: int) -> Entry:
-        sources = tuple(Source(messages[s].session_id, messages[s].position) for s in fact.sources)
-        places = [(s.session_id, s.position) for s in sources]
+        said = [messages[s] for s in fact.sources]
+        sources = tuple(Source(m.session_id, m.position, m.id) for m in said)
         first = messages[fact.sources[0]]
         return Entry(
-            id=stable_id("entry", first.user_id, places, ordinal, fact.text),
+            id=stable_id("entry", first.user_id, *(m.id for m in said), ordinal, fact.text),
             user_id=first.user_id,
             session_id=first.session_id,
             position=first.position,

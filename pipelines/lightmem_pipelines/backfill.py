@@ -70,6 +70,8 @@ def _run(
 ) -> BackfillReport:
     started = time.perf_counter()
     run_files = RunFiles(config.memory.store.uri, run_id)
+    for kind in ("read", "quarantine"):
+        run_files.clear(kind)
     monitor = start_monitor(request.max_bad_rows)
     reader = Reader(run_files, monitor, request.format, config.pipelines.input.timezone)
     histories = read_histories(files, reader, config.pipelines.input.grouped)

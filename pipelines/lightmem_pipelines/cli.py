@@ -10,19 +10,20 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import click
 
 from lightmem_core.config import Config, load_config
 from lightmem_core.errors import ConfigError, LightMemError
+from lightmem_core.formats import FORMATS
 from lightmem_pipelines import output
 from lightmem_pipelines.times import TIME, last_moment
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 FAILED, WRONG_CONFIG, QUARANTINED = 1, 3, 4
-FORMATS = ["messages", "chats", "locomo", "longmemeval"]
 
 
 def common(command: F) -> F:
@@ -46,7 +47,9 @@ def lightmem() -> None:
 
 @lightmem.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("--format", "format", type=click.Choice(FORMATS), help="Default: found out per file.")
+@click.option(
+    "--format", "format", type=click.Choice(list(FORMATS)), help="Default: found out per file."
+)
 @click.option("--max-bad-rows", type=click.IntRange(min=0), help="Stop when more cannot be read.")
 @click.option("--resume", metavar="RUN", help="Finish an interrupted run under its own name.")
 @click.option("--no-progress", is_flag=True, help="Show no progress.")
@@ -149,7 +152,8 @@ def evaluate(dataset: str, file: str, path: str | None, store: str | None, as_js
     """Measure how much of each question's evidence the memories find, beside raw messages."""
     from lightmem_pipelines.evaluation import evaluate, render_text
 
-    measured = evaluate(_config(path, store), dataset, file)
+    tell = None if as_json else partial(click.echo, err=True)
+    measured = evaluate(_config(path, store), dataset, file, tell)
     _print(measured.as_dict(), render_text(measured), as_json)
 
 

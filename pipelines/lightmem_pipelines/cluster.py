@@ -14,7 +14,7 @@ from ray.data import DataContext
 from ray.exceptions import RayError
 
 from lightmem_core.config import PipelinesConfig
-from lightmem_core.errors import LightMemError
+from lightmem_core.errors import ConfigError, LightMemError
 
 # A local Ray stops idle workers after a second and starts them again, at seconds each: let them
 # wait instead. Ray reads these when it starts.
@@ -31,6 +31,7 @@ def ray_session(config: PipelinesConfig) -> Iterator[None]:
     mine = not ray.is_initialized()
     if mine:
         _start(config)
+    _check_room(config)
     for name in ("ray.data", "ray.data.progress"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = DataContext.get_current()
@@ -58,11 +59,22 @@ def _start(config: PipelinesConfig) -> None:
         warnings.filterwarnings("ignore", message="lancedb fork support")
         ray.init(
             address=config.address,
-            num_cpus=None if joining else config.num_cpus,
+            num_cpus=None if joining else config.num_cpus or max(2, os.cpu_count() or 2),
             object_store_memory=None if joining else config.object_store_mib << 20,
             include_dashboard=None if joining else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
+        )
+
+
+def _check_room(config: PipelinesConfig) -> None:
+    """Actors that find no CPU would be waited for without end, and without a word."""
+    needed = 1 + sum(pool.actors[0] * pool.cpus for pool in config.pools)
+    there = ray.cluster_resources().get("CPU", 0)
+    if needed > there:
+        raise ConfigError(
+            f"the pools need {needed:g} CPUs at least, one of them to read, but Ray has {there:g}: "
+            "lower pipelines.pools cpus or actors"
         )
 
 

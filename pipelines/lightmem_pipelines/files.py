@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from glob import glob, has_magic
+from glob import glob
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -49,15 +50,24 @@ def find_files(sources: Sequence[str]) -> list[InputFile]:
                 f"{source} names no input: give a file, or a folder or glob that holds files "
                 f"ending in {', '.join(SUFFIXES)}"
             )
-        found.update((file.path, file) for file in files)
+        for file in files:
+            found.setdefault(_identity(file.path), file)
     return list(found.values())
 
 
+def _identity(path: str) -> str:
+    return path if "://" in path else os.path.realpath(path)
+
+
 def _expand(source: str) -> Iterator[InputFile]:
-    if has_magic(source) and "://" not in source:
-        for path in sorted(glob(source, recursive=True)):
-            yield from _expand(path)
-        return
+    paths = [source]
+    if "://" not in source and not os.path.exists(source):
+        paths = sorted(glob(source, recursive=True))
+    for path in paths:
+        yield from _files_at(path)
+
+
+def _files_at(source: str) -> Iterator[InputFile]:
     system, path = filesystem(source)
     prefix = source.removesuffix(path) if "://" in source else ""
     info = system.get_file_info(path)
@@ -66,8 +76,15 @@ def _expand(source: str) -> Iterator[InputFile]:
     elif info.type == fs.FileType.Directory:
         listing = system.get_file_info(fs.FileSelector(path, recursive=True))
         for item in sorted(listing, key=lambda i: i.path):
-            if item.type == fs.FileType.File and item.path.endswith(SUFFIXES):
+            if item.type == fs.FileType.File and _is_input(item.path.removeprefix(path)):
                 yield InputFile(prefix + item.path, item.size or 0)
+
+
+def _is_input(path: str) -> bool:
+    """Whether a file found in a folder is meant: not what is hidden, nor a store's own files."""
+    parts = path.strip("/").split("/")
+    own = any(part.startswith((".", "_")) or part.endswith(".lance") for part in parts)
+    return path.endswith(SUFFIXES) and not own
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +97,12 @@ class RunFiles:
     def _folder(self, kind: str) -> tuple[fs.FileSystem, str]:
         system, root = filesystem(self.store_uri)
         return system, f"{root}/_runs/{self.run_id}/{kind}"
+
+    def clear(self, kind: str) -> None:
+        """Remove what an earlier attempt of the run left."""
+        system, folder = self._folder(kind)
+        if system.get_file_info(folder).type == fs.FileType.Directory:
+            system.delete_dir(folder)
 
     def write_rows(self, kind: str, name: str, rows: pa.Table) -> None:
         system, folder = self._folder(kind)

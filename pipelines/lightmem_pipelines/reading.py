@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import ray.data
 
+from lightmem_core.errors import InputError
 from lightmem_core.formats import Rejected, detect_file, parse_file
 from lightmem_core.history import ordered_history
 from lightmem_core.schema import from_table, schema_of, to_table
@@ -61,7 +62,7 @@ class Reader:
         bad: list[Rejected] = []
         started, messages = time.perf_counter(), 0
         with system.open_input_file(place) as file:
-            for item in parse_file(file, path, self.format, ZoneInfo(self.timezone)):
+            for item in self._items(file, path):
                 if isinstance(item, Rejected):
                     bad.append(item)
                     self._report_bad(path, len(bad))
@@ -75,6 +76,13 @@ class Reader:
         messages += len(rows)
         self._close(path, messages, bad)
         self.monitor.step.remote("read", messages, time.perf_counter() - started)
+
+    def _items(self, file: Any, path: str) -> Iterator[Message | Rejected]:
+        """What a file holds. One of an unknown format is a rejected row: the others go on."""
+        try:
+            yield from parse_file(file, path, self.format, ZoneInfo(self.timezone))
+        except InputError as error:
+            yield Rejected(path, "bad_file", str(error), "")
 
     def _table(self, rows: Sequence[Message]) -> pa.Table:
         self.monitor.add.remote(read=len(rows))
@@ -114,5 +122,8 @@ def _one_user_a_record(file: InputFile, format: str | None) -> bool:
     if format is not None:
         return format in ONE_USER_A_RECORD
     system, place = filesystem(file.path)
-    with system.open_input_file(place) as stream:
-        return detect_file(stream, file.path) in ONE_USER_A_RECORD
+    try:
+        with system.open_input_file(place) as stream:
+            return detect_file(stream, file.path) in ONE_USER_A_RECORD
+    except InputError:
+        return False

@@ -33,8 +33,9 @@ class Messages:
         ended = self.stored + self.no_facts + self.duplicate + self.bad
         if ended != self.read:
             raise ReconcileError(
-                f"{self.read} messages were read, but {ended} ended in a state ({self}): this is "
-                "a defect, please report it; resume the run to see whether it repairs itself"
+                f"{self.read} messages were read, but {ended} ended in a state ({self}): if a "
+                "user's messages stand in several files of whole histories, or apart in grouped "
+                "input, run again without grouping; else this is a defect, please report it"
             )
 
 
@@ -120,7 +121,8 @@ def _tally(store: MemoryStore, run_id: str) -> _Tally:
         for batch in shard.message_batches(run_id, COUNTED):
             columns = batch.to_pydict()
             tally.states.update(columns["state"])
-            tally.reasons.update(reason for reason in columns["reason"] if reason)
+            outcomes = zip(columns["state"], columns["reason"], strict=True)
+            tally.reasons.update(r or "unspecified" for s, r in outcomes if s == "quarantined")
             tally.users.update(columns["user_id"])
             tally.segments.update(columns["segment_id"])
             tally.tokens_before += sum(columns["content_tokens"])

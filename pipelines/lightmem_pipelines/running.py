@@ -37,7 +37,7 @@ def running(
     store: MemoryStore, kind: str, request: dict[str, Any], resume: str | None = None
 ) -> Iterator[Running]:
     """Keep a new run in the ledger, or go on with an interrupted one under its own name."""
-    run = _resumed(store, kind, resume) if resume else _new(kind, request)
+    run = _resumed(store, kind, request, resume) if resume else _new(kind, request)
     store.runs.write(run)
     state = Running(run)
     try:
@@ -59,8 +59,11 @@ def _new(kind: str, request: dict[str, Any]) -> Run:
     return Run(run_id, kind, "running", started, request=request)
 
 
-def _resumed(store: MemoryStore, kind: str, run_id: str) -> Run:
+def _resumed(store: MemoryStore, kind: str, request: dict[str, Any], run_id: str) -> Run:
     run = store.runs.get(run_id)
-    if run.kind != kind:
-        raise InputError(f"{run.id} is a {run.kind} run and cannot be resumed as a {kind}")
+    if (run.kind, run.request) != (kind, request):
+        raise InputError(
+            f"{run.id} is a {run.kind} of {run.request}: resume it with the same, or start a new "
+            "run, which skips what is stored"
+        )
     return replace(run, status="running")

@@ -125,3 +125,16 @@ def test_any_input_order_gives_the_same_history(rows: list[tuple], seed: int, me
 def test_replay_gives_the_same_history(unplaced: Make):
     rows = [unplaced(text, at) for text, at in [("a", 3), ("b", 1), ("c", 1)]]
     assert ordered_history(rows) == ordered_history(rows)
+
+
+def test_a_message_without_position_keeps_its_id_when_more_of_its_session_is_read():
+    def said(at: int, content: str) -> Message:
+        return Message("ada", "s1", UNPLACED, "user", content, at)
+
+    def ids(*messages: Message) -> dict[str, str]:
+        return {m.content: m.id for m in ordered_history(messages).messages}
+
+    partly, whole = ids(said(1, "a"), said(3, "c")), ids(said(1, "a"), said(2, "b"), said(3, "c"))
+    assert partly.items() <= whole.items()
+    again = ordered_history([said(1, "hi"), said(86_400_001, "hi")])
+    assert len({m.id for m in again.messages}) == 2

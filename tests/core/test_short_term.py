@@ -169,7 +169,7 @@ def test_an_entry_takes_its_place_from_its_first_source(buffer: Buffer):
     assert (entry.text, entry.topic, entry.event_at, entry.writer) == (
         ("It rains.", "weather", 77, "scripted")
     )
-    assert entry.sources == (Source("s0", 1), Source("s0", 2))
+    assert entry.sources == tuple(Source("s0", n, buffer.messages[n].id) for n in (1, 2))
 
 
 def test_the_facts_of_one_message_are_numbered_and_differ(buffer: Buffer):

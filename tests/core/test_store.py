@@ -31,7 +31,8 @@ def put(
         messages, entries = [], []
         for at, text in enumerate(texts, start):
             messages.append(message(text, at, user_id=user, state="stored"))
-            entries.append(entry(text, at, user_id=user, vector=axis(at)))
+            place = (Source("s1", at, messages[-1].id),)
+            entries.append(entry(text, at, user_id=user, vector=axis(at), sources=place))
         row = Extracted(user, tuple(messages), tuple(entries))
         shard.insert(to_table([row], Extracted), run)
         return row
@@ -432,5 +433,6 @@ def test_sources_of_other_sessions_are_not_mixed_up(
 ):
     said = [message(s, 0, session=s, state="stored") for s in ("s1", "s2", "o'clock")]
     store.shards[0].insert(to_table([Extracted("ada", tuple(said), ())], Extracted), "run-1")
-    found = store.shards[0].sources("ada", [Source("o'clock", 0), Source("s2", 0), Source("s1", 9)])
+    places = [Source(m.session_id, m.position, m.id) for m in (said[2], said[1])]
+    found = store.shards[0].sources("ada", [*places, Source("s1", 9, "unknown")])
     assert sorted(m.content for m in found) == ["o'clock", "s2"]

@@ -63,7 +63,7 @@ def test_the_sample_goes_through_every_command(tmp_path):
     messages = report["messages"]
     ended = messages["stored"] + messages["no_facts"] + messages["duplicate"]
     assert messages["read"] == ended + sum(messages["quarantined"].values())
-    assert json.loads(lightmem("sleep", *options).stdout)["superseded"] >= 0
+    assert json.loads(lightmem("sleep", *options).stdout)["merged"] >= 1
     hits = json.loads(lightmem("search", "ada", "I moved to Porto", *options).stdout)
     assert "Porto" in hits[0]["memory"]
     shown = json.loads(lightmem("show", hits[0]["id"], *options).stdout)
