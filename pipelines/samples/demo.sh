@@ -16,7 +16,7 @@ code=$? # 4: done, and the bad rows of messy.jsonl are quarantined, as they shou
 [ "$code" -eq 4 ] || exit "$((code ? code : 1))"
 set -e
 run sleep
-run search ada "Where do I live now?" --limit 3
+run search ada "Where did I move to?" --limit 3
 run search "José Núñez" "¿Dónde vive su hermano Luis?" --limit 3
 run search farid "Which medicine am I allergic to?" --limit 3
 id=$("$lightmem" search ada "She moved to Porto" --limit 1 --json --store "$STORE" | grep -o '"id": "[0-9a-f]*' | cut -d'"' -f4)
