@@ -31,7 +31,7 @@ test-core: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench-pipeline: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_pipeline.py
