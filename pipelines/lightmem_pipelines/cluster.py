@@ -16,12 +16,16 @@ from ray.exceptions import RayError
 from lightmem_core.config import PipelinesConfig
 from lightmem_core.errors import ConfigError, LightMemError
 
-# A local Ray stops idle workers after a second and starts them again, at seconds each: let them
-# wait instead. Ray reads these when it starts.
+# Ray and its workers read these when they start. Idle workers would be stopped after a second and
+# started again, at seconds each: let them wait. And let memory that is freed go back to the system:
+# without the last three the peak at 10,000 users is higher by half.
 LOCAL_RAY = {
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
     "RAY_num_workers_soft_limit": "12",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_TRIM_THRESHOLD_": "1048576",
 }
 
 
