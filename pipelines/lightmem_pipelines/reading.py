@@ -15,14 +15,13 @@ import ray.data
 from lightmem_core.errors import InputError
 from lightmem_core.formats import Rejected, detect_file, parse_file
 from lightmem_core.history import ordered_history
-from lightmem_core.schema import from_table, schema_of, to_table
+from lightmem_core.schema import from_table, to_table
 from lightmem_core.types import History, Message, stable_id
 from lightmem_pipelines.files import InputFile, RunFiles, filesystem
 
 BLOCK_MESSAGES = 5_000
 BYTES_PER_PARTITION = 8 << 20
 ONE_USER_A_RECORD = {"locomo", "longmemeval"}
-REJECTED = schema_of(Rejected)
 # The columns that a source can fill; stages fill the others.
 INPUT_COLUMNS = [
     f.name for f in fields(Message) if f.name not in
