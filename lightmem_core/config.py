@@ -105,7 +105,7 @@ class PipelinesConfig(Model):
 
     address: str | None = None
     num_cpus: int | None = Field(default=None, ge=1)
-    object_store_mib: int = Field(default=512, ge=128)
+    object_store_mib: int = Field(default=256, ge=128)
     input: InputConfig = InputConfig()
     pools: tuple[Pool, ...] = (Pool(steps=STEPS),)
     commit_buffers: int = Field(default=500, gt=0)

@@ -124,8 +124,8 @@ class Entry:
     `said_at` and `position` are those of the first source message; `event_at` is what the text
     refers to, if that could be resolved. `run_id` wrote it, at `stored_at`. `absorbed` are the
     sources of the entries merged into this one; `superseded_by` names the successor of a
-    tombstone; `changed_by` is the last run that changed either, and `gen` counts changes.
-    `vector`: float32, unit length, shape (dim,).
+    tombstone. `changed_by` is the last run that changed the entry, at `changed_at`; `gen` counts
+    the changes. `vector`: float32, unit length, shape (dim,).
     """
 
     id: str
@@ -146,6 +146,7 @@ class Entry:
     absorbed: tuple[Source, ...] = ()
     superseded_by: str = ""
     changed_by: str = ""
+    changed_at: int = 0
     gen: int = 0
     vector: np.ndarray | None = field(default=None, repr=False)
 
@@ -157,6 +158,15 @@ class Entry:
     def order(self) -> tuple[int, str, int, int]:
         """The total order of a user's entries: equal times are ordered by place."""
         return (self.said_at, self.session_id, self.position, self.ordinal)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Version:
+    """An entry as it was until `replaced_by`, a run, changed it at `replaced_at`."""
+
+    entry: Entry
+    replaced_at: int
+    replaced_by: str
 
 
 @dataclass(frozen=True, slots=True)

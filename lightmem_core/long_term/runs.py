@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lightmem_core.errors import StoreError
-from lightmem_core.long_term.shard import quoted
+from lightmem_core.long_term.tables import quoted
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection

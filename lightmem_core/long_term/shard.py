@@ -1,48 +1,30 @@
-"""The two tables of a shard: entries, and the messages that they came from."""
+"""The tables of a shard: entries, what these were before they changed, and their messages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from lightmem_core.schema import from_table, schema_of
+from lightmem_core.long_term.tables import (
+    compact,
+    insert_missing,
+    now_ms,
+    of_users,
+    quoted,
+    read,
+    read_batches,
+)
+from lightmem_core.schema import from_table
 from lightmem_core.types import Entry, Message, Source
 
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-OPTIMIZE_AFTER = 50  # commits: search slows down with the fragments that each one leaves
-
-
-def now_ms() -> int:
-    return int(datetime.now(UTC).timestamp() * 1000)
-
-
-def quoted(value: str) -> str:
-    """A value as an SQL string literal."""
-    return "'" + value.replace("'", "''") + "'"
-
-
-def entry_schema(dim: int) -> pa.Schema:
-    """Entries as stored: vectors of fixed size, and an id that can be a primary key."""
-    schema = _with_key(schema_of(Entry))
-    place = schema.get_field_index("vector")
-    return schema.set(place, pa.field("vector", pa.list_(pa.float32(), dim)))
-
-
-def message_schema() -> pa.Schema:
-    """Messages as stored; the compressed text is not kept, it can be made again."""
-    schema = _with_key(schema_of(Message))
-    schema = schema.remove(schema.get_field_index("compressed"))
-    return schema.append(pa.field("run_id", pa.string())).append(pa.field("stored_at", pa.int64()))
-
-
-def _with_key(schema: pa.Schema) -> pa.Schema:
-    return schema.set(schema.get_field_index("id"), pa.field("id", pa.string(), nullable=False))
+COMPACT_AFTER = 50  # commits: search slows down with the fragments that each one leaves
+USERS_PER_FILTER = 1_000
 
 
 @dataclass(slots=True)
@@ -52,6 +34,7 @@ class Shard:
     number: int
     entries: Table
     messages: Table
+    versions: Table
     commits: int = 0
 
     def insert(self, extracted: pa.Table, run_id: str) -> None:
@@ -63,9 +46,7 @@ class Shard:
         written = {"run_id": run_id, "stored_at": now_ms()}
         entries = _stored_rows(extracted["entries"], self.entries.schema, written)
         messages = _stored_rows(extracted["messages"], self.messages.schema, written)
-        if len(entries):
-            self.entries.checkout_latest()
-            self.entries.merge_insert("id").when_not_matched_insert_all().execute(entries)
+        insert_missing(self.entries, "id", entries)
         if len(messages):
             self.messages.checkout_latest()
             (
@@ -77,30 +58,43 @@ class Shard:
         self._count_commit()
 
     def update(self, changed: pa.Table) -> int:
-        """Write entries of the sleep phase in one version. A row that changed meanwhile wins;
-        return how many did."""
+        """Write changed entries in one version; what they were becomes a version first. A row
+        that changed meanwhile wins; return how many did."""
         if not len(changed):
             return 0
+        changed = changed.cast(self.entries.schema)
         self.entries.checkout_latest()
+        self._keep_versions(changed)
         result = (
             self.entries.merge_insert("id")
             .when_matched_update_all(where="target.gen < source.gen")
-            .execute(changed.cast(self.entries.schema))
+            .execute(changed)
         )
         self._count_commit()
         return len(changed) - result.num_updated_rows
 
-    def optimize(self) -> None:
-        """Compact the fragments that commits left, and bring the indices up to date.
+    def _keep_versions(self, changed: pa.Table) -> None:
+        """Copy the rows that are about to be replaced; to do so again is harmless."""
+        names = ("id", "gen", "changed_at", "changed_by")
+        rows = zip(*(changed[name].to_pylist() for name in names), strict=True)
+        new = {id: (gen, at, by) for id, gen, at, by in rows}
+        users = sorted(set(changed["user_id"].to_pylist()))
+        for start in range(0, len(users), USERS_PER_FILTER):
+            old = read(self.entries, of_users(users[start : start + USERS_PER_FILTER]))
+            old = old.filter(pa.array([i in new for i in old["id"].to_pylist()], pa.bool_()))
+            ids, gens = old["id"].to_pylist(), old["gen"].to_pylist()
+            columns = {name: old[name] for name in self.entries.schema.names}
+            columns["key"] = pa.array([f"{i}.{gen}" for i, gen in zip(ids, gens, strict=True)])
+            columns["replaced_at"] = pa.array([new[i][1] for i in ids], pa.int64())
+            columns["replaced_by"] = pa.array([new[i][2] for i in ids], pa.string())
+            older = [gen < new[i][0] for i, gen in zip(ids, gens, strict=True)]
+            versions = pa.table(columns, schema=self.versions.schema)
+            insert_missing(self.versions, "key", versions.filter(pa.array(older, pa.bool_())))
 
-        Where another writer is at the same rows this waits for the next time: nothing is lost.
-        """
-        for table in (self.entries, self.messages):
-            try:
-                table.optimize()
-            except RuntimeError as error:
-                if "conflict" not in str(error).lower():
-                    raise
+    def compact(self) -> None:
+        """Keep the tables fast after many commits."""
+        for table in (self.entries, self.messages, self.versions):
+            compact(table)
         self.commits = 0
 
     def known(self, user_ids: Sequence[str]) -> dict[str, str]:
@@ -108,38 +102,38 @@ class Shard:
 
         Quarantined messages are not among them: they may be tried again.
         """
-        where = f"{_of_users(user_ids)} AND state != 'quarantined'"
-        found = _read(self.messages, where, ["id", "run_id"])
+        where = f"{of_users(user_ids)} AND state != 'quarantined'"
+        found = read(self.messages, where, ["id", "run_id"])
         return dict(zip(found["id"].to_pylist(), found["run_id"].to_pylist(), strict=True))
 
     def entries_of(self, user_ids: Sequence[str], tombstones: bool = False) -> list[Entry]:
         """Entries with their vectors, by user and in their order."""
-        where = _of_users(user_ids) + ("" if tombstones else " AND superseded_by = ''")
-        rows = from_table(_read(self.entries, where), Entry)
+        where = of_users(user_ids) + ("" if tombstones else " AND superseded_by = ''")
+        rows = from_table(read(self.entries, where), Entry)
         return sorted(rows, key=lambda e: (e.user_id, e.order))
 
     def entries_with_prefix(self, entry_id: str) -> list[Entry]:
         """The entries whose id starts so, tombstones too."""
-        return from_table(_read(self.entries, f"starts_with(id, {quoted(entry_id)})"), Entry)
+        return from_table(read(self.entries, f"starts_with(id, {quoted(entry_id)})"), Entry)
 
     def superseded_by(self, entry: Entry) -> list[Entry]:
         """The tombstones that name an entry as their successor, in their order."""
-        where = f"{_of_users([entry.user_id])} AND superseded_by = {quoted(entry.id)}"
-        return sorted(from_table(_read(self.entries, where), Entry), key=lambda e: e.order)
+        where = f"{of_users([entry.user_id])} AND superseded_by = {quoted(entry.id)}"
+        return sorted(from_table(read(self.entries, where), Entry), key=lambda e: e.order)
 
     def sources(self, user_id: str, sources: Sequence[Source]) -> list[Message]:
         """The messages that an entry came from, in their order."""
         if not sources:
             return []
         ids = ", ".join(sorted({quoted(s.message_id) for s in sources}))
-        where = f"{_of_users([user_id])} AND id IN ({ids})"
-        found = from_table(_read(self.messages, where), Message)
+        where = f"{of_users([user_id])} AND id IN ({ids})"
+        found = from_table(read(self.messages, where), Message)
         return sorted(found, key=lambda m: (m.said_at, m.session_id, m.position))
 
     def user_sizes(self) -> dict[str, int]:
         """The number of active entries of each user."""
         sizes: dict[str, int] = {}
-        for batch in _batches(self.entries, "superseded_by = ''", ["user_id"]):
+        for batch in read_batches(self.entries, "superseded_by = ''", ["user_id"]):
             counts = batch["user_id"].value_counts()
             for item in counts.to_pylist():
                 sizes[item["values"]] = sizes.get(item["values"], 0) + item["counts"]
@@ -147,7 +141,7 @@ class Shard:
 
     def message_batches(self, run_id: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """The messages that a run stored, in batches."""
-        return _batches(self.messages, f"run_id = {quoted(run_id)}", columns)
+        return read_batches(self.messages, f"run_id = {quoted(run_id)}", columns)
 
     def entries_written(self, run_id: str) -> int:
         """How many entries a run wrote."""
@@ -155,25 +149,8 @@ class Shard:
 
     def _count_commit(self) -> None:
         self.commits += 1
-        if self.commits >= OPTIMIZE_AFTER:
-            self.optimize()
-
-
-def _of_users(user_ids: Sequence[str]) -> str:
-    return f"user_id IN ({', '.join(map(quoted, user_ids))})" if user_ids else "false"
-
-
-def _query(table: Table, where: str, columns: list[str] | None) -> Any:
-    query = table.search().where(where)
-    return query.select(columns) if columns else query
-
-
-def _read(table: Table, where: str, columns: list[str] | None = None) -> pa.Table:
-    return _query(table, where, columns).to_arrow()
-
-
-def _batches(table: Table, where: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    return iter(_query(table, where, columns).to_batches())
+        if self.commits >= COMPACT_AFTER:
+            self.compact()
 
 
 def _stored_rows(

@@ -1,32 +1,61 @@
 """The store: one LanceDB database, hash-sharded by user, with a ledger of runs.
 
-Nothing here is overwritten in place: inserts skip the ids that exist, and the sleep phase writes
-a row again only with a higher `gen`.
+Inserts skip the ids that exist; the sleep phase writes a row again only with a higher `gen`, after
+what it was has become a version.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from lightmem_core.config import StoreConfig
 from lightmem_core.errors import StoreError
 from lightmem_core.long_term.runs import RunLedger
-from lightmem_core.long_term.shard import Shard, entry_schema, message_schema
+from lightmem_core.long_term.shard import Shard
+from lightmem_core.long_term.tables import entry_schema, message_schema, version_schema
 from lightmem_core.protocols import Embedder
+from lightmem_core.schema import to_table
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection
 
 SCHEMA_VERSION = "1"
+MANIFEST = "store"
 CACHE_BYTES = 64 << 20  # of indices, and of metadata; by default they may grow to gigabytes
+READ_AHEAD_BYTES = 32 << 20  # by default 2 GiB: compaction would read as much as it can hold
+
+
+@dataclass(frozen=True, slots=True)
+class TableNames:
+    """Messages outlive the vectors: `generation` counts how often entries were embedded anew."""
+
+    generation: int
+    shard: int
+
+    @property
+    def messages(self) -> str:
+        return f"messages_{self.shard:04}"
+
+    @property
+    def entries(self) -> str:
+        return f"entries_{self.shard:04}{self._suffix}"
+
+    @property
+    def versions(self) -> str:
+        return f"versions_{self.shard:04}{self._suffix}"
+
+    @property
+    def _suffix(self) -> str:
+        return f"_g{self.generation}" if self.generation else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +70,26 @@ class VectorModel:
         return cls(embedder.name, embedder.dim)
 
 
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a store is: a table of one row, so that it changes at once."""
+
+    schema_version: str
+    shards: int
+    embedder: str
+    dim: int
+    generation: int = 0
+
+    @property
+    def model(self) -> VectorModel:
+        return VectorModel(self.embedder, self.dim)
+
+    def table(self) -> pa.Table:
+        return to_table([self], Manifest)
+
+
 def connect(config: StoreConfig) -> DBConnection:
+    os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(READ_AHEAD_BYTES))
     import lancedb
 
     return lancedb.connect(
@@ -55,20 +103,28 @@ def connect(config: StoreConfig) -> DBConnection:
 class MemoryStore:
     """An open store. `create` and `open` check that it fits; the constructor only holds."""
 
-    def __init__(self, database: DBConnection, shards: int, model: VectorModel):
+    def __init__(self, database: DBConnection, manifest: Manifest):
         self.database = database
-        self.model = model
-        self.shard_count = shards
+        self.manifest = manifest
+
+    @property
+    def model(self) -> VectorModel:
+        return self.manifest.model
+
+    @property
+    def shard_count(self) -> int:
+        return self.manifest.shards
 
     @classmethod
     def create(cls, config: StoreConfig, model: VectorModel) -> MemoryStore:
         """Open the store, making it first where there is none."""
         database = connect(config)
-        for shard in range(config.shards):
-            if _exists(database):
-                break
-            # Shard 0 is made last: a store whose making was cut off does not exist yet.
-            _create_shard(database, config.shards - 1 - shard, config.shards, model)
+        if MANIFEST not in _tables(database):
+            for shard in range(config.shards):
+                create_shard(database, TableNames(0, shard), model.dim)
+            # Last: a store whose making was cut off does not exist yet.
+            manifest = Manifest(SCHEMA_VERSION, config.shards, model.name, model.dim)
+            database.create_table(MANIFEST, manifest.table(), exist_ok=True)
         return cls.open(config, model)
 
     @classmethod
@@ -76,23 +132,22 @@ class MemoryStore:
         """Raise StoreError where there is no store, or one of other vectors or another version."""
         local = "://" not in config.uri
         database = None if local and not Path(config.uri).exists() else connect(config)
-        if database is None or not _exists(database):
+        if database is None or MANIFEST not in _tables(database):
             raise StoreError(f"there is no store at {config.uri}: run `lightmem backfill` first")
-        metadata = database.open_table(_entries(0)).schema.metadata or {}
-        kept = {key.decode(): value.decode() for key, value in metadata.items()}
-        stored = VectorModel(kept["embedder"], int(kept["dim"]))
-        if kept["schema_version"] != SCHEMA_VERSION:
+        manifest = Manifest(**database.open_table(MANIFEST).to_arrow().to_pylist()[0])
+        if manifest.schema_version != SCHEMA_VERSION:
             raise StoreError(
-                f"{config.uri} has schema version {kept['schema_version']}, this release reads "
+                f"{config.uri} has schema version {manifest.schema_version}, this release reads "
                 f"{SCHEMA_VERSION}: use the release that wrote it, or backfill into a new store"
             )
-        if model is not None and stored != model:
+        if model is not None and manifest.model != model:
+            stored = manifest.model
             raise StoreError(
                 f"{config.uri} holds vectors of {stored.name} (dimension {stored.dim}), but the "
                 f"configured embedder is {model.name} ({model.dim}): restore the embedder it was "
                 "built with, or backfill into a new store"
             )
-        return cls(database, int(kept["shards"]), stored)
+        return cls(database, manifest)
 
     def shard_number(self, user_id: str) -> int:
         digest = hashlib.blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -107,8 +162,10 @@ class MemoryStore:
         return RunLedger(self.database)
 
     def shard(self, number: int) -> Shard:
-        open_table = self.database.open_table
-        return Shard(number, open_table(_entries(number)), open_table(_messages(number)))
+        names = TableNames(self.manifest.generation, number)
+        tables = (names.entries, names.messages, names.versions)
+        entries, messages, versions = map(self.database.open_table, tables)
+        return Shard(number, entries, messages, versions)
 
     def shard_for(self, user_id: str) -> Shard:
         return self.shards[self.shard_number(user_id)]
@@ -121,40 +178,25 @@ class MemoryStore:
         return groups
 
 
-def _entries(shard: int) -> str:
-    return f"entries_{shard:04}"
-
-
-def _messages(shard: int) -> str:
-    return f"messages_{shard:04}"
-
-
-def _exists(database: DBConnection) -> bool:
-    return _entries(0) in _tables(database)
-
-
 def _tables(database: DBConnection) -> list[str]:
     return database.list_tables(limit=100_000).tables
 
 
-def _create_shard(database: DBConnection, shard: int, shards: int, model: VectorModel) -> None:
-    metadata = {
-        "schema_version": SCHEMA_VERSION,
-        "shards": str(shards),
-        "embedder": model.name,
-        "dim": str(model.dim),
-    }
-    _create_table(database, _messages(shard), message_schema().with_metadata(metadata))
-    _create_table(database, _entries(shard), entry_schema(model.dim).with_metadata(metadata))
+def create_shard(database: DBConnection, names: TableNames, dim: int) -> None:
+    """Make the tables of a shard, as far as they are not there."""
+    _create_table(database, names.messages, message_schema(), "id")
+    _create_table(database, names.versions, version_schema(dim), "key")
+    _create_table(database, names.entries, entry_schema(dim), "id")
 
 
-def _create_table(database: DBConnection, name: str, schema: pa.Schema) -> Any:
+def _create_table(database: DBConnection, name: str, schema: pa.Schema, key: str) -> None:
     """A primary key makes replayed inserts harmless; it must have no scalar index of its own."""
     from lancedb.index import BTree
 
     if name in _tables(database):
-        database.drop_table(name)
+        if database.open_table(name).schema == schema:
+            return
+        database.drop_table(name)  # of a store of another shape, whose making was cut off
     table = database.create_table(name, schema=schema)
-    table.set_unenforced_primary_key("id")  # pyright: ignore[reportAttributeAccessIssue]
+    table.set_unenforced_primary_key(key)  # pyright: ignore[reportAttributeAccessIssue]
     table.create_index("user_id", config=BTree())
-    return table

@@ -88,7 +88,7 @@ def _run(
             sum(pa.table(batch)["duplicates"].to_pylist())
             for batch in outcomes.iter_batches(batch_format="pyarrow", batch_size=None)
         )
-        committers.optimize()
+        committers.compact()
     progress: Progress = ray.get(monitor.read.remote())  # pyright: ignore[reportAssignmentType]
     seconds = time.perf_counter() - started
     report = backfill_report(store, run_files, duplicates, progress, seconds)

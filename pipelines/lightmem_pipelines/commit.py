@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,9 @@ import ray
 from lightmem_core.config import StoreConfig
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.types import History
+
+RECYCLE_AFTER = 100  # commits: a process that writes to the store never gives all memory back
+RETRIES = 20  # of a call whose committer dies: a restart is no reason to fail, a deadly call is
 
 
 class Admission:
@@ -34,15 +38,19 @@ class Admission:
         return replace(row, messages=new, duplicates=row.duplicates + earlier)
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=RETRIES)
 class Committer:
     """The one writer of a shard. Ray may restart it and repeat its calls: each is idempotent."""
 
     def __init__(self, config: StoreConfig, number: int):
         self.shard = MemoryStore.open(config).shard(number)
+        self.commits = 0
 
     def insert(self, extracted: pa.Table, run_id: str) -> None:
+        if self.commits == RECYCLE_AFTER:
+            os._exit(0)  # Ray starts a fresh process and repeats this call in it
         self.shard.insert(extracted, run_id)
+        self.commits += 1
 
     def update(self, changed: list[Any]) -> int:
         """Apply what the tasks of a sleep phase found, in one commit; return how many rows a
@@ -50,8 +58,8 @@ class Committer:
         tables = ray.get(changed)
         return self.shard.update(pa.concat_tables(tables))
 
-    def optimize(self) -> None:
-        self.shard.optimize()
+    def compact(self) -> None:
+        self.shard.compact()
 
 
 class Committers:
@@ -65,8 +73,8 @@ class Committers:
             for number in range(store.shard_count)
         ]
 
-    def optimize(self) -> None:
-        ray.get([actor.optimize.remote() for actor in self.actors])
+    def compact(self) -> None:
+        ray.get([actor.compact.remote() for actor in self.actors])
 
     def update(self, changed: dict[int, list[Any]]) -> int:
         """Apply references to changed entries, by shard."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from lightmem_core.errors import InputError
 from lightmem_core.long_term.runs import Run
-from lightmem_core.long_term.shard import now_ms
 from lightmem_core.long_term.store import MemoryStore
+from lightmem_core.long_term.tables import now_ms
 from lightmem_core.types import stable_id
 
 RETRY = {

@@ -65,7 +65,7 @@ def test_making_a_store_that_exists_opens_it(
 def test_a_store_whose_making_was_cut_off_is_made_again(tmp_path: Path):
     config = StoreConfig(uri=str(tmp_path / "store"), shards=3)
     database = store_module.connect(config)
-    store_module._create_shard(database, 2, 3, MODEL)
+    store_module.create_shard(database, store_module.TableNames(0, 2), 8)
     with pytest.raises(StoreError, match="there is no store"):
         MemoryStore.open(config)
     assert len(MemoryStore.create(config, MODEL).shards) == 3
@@ -151,7 +151,7 @@ def test_a_message_that_is_found_has_all_its_entries(
 ):
     """Entries are committed first, so a crash between the two commits is mended by a replay."""
     shard = store.shards[0]
-    torn = Shard(0, shard.entries, Unwritable(shard.messages))  # pyright: ignore[reportArgumentType]
+    torn = Shard(0, shard.entries, Unwritable(shard.messages), shard.versions)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConnectionError):
         put(torn, "It rains.")
     assert (texts(shard), shard.known(["ada"])) == (["It rains."], {})
@@ -320,7 +320,7 @@ def test_optimizing_keeps_the_contents(store: MemoryStore, put: Callable[..., Ex
         put(shard, f"entry {at}", start=at)
     before = [repr(e) for e in shard.entries_of(["ada"])]
     version = shard.entries.version
-    shard.optimize()
+    shard.compact()
     assert shard.entries.version > version
     assert [repr(e) for e in shard.entries_of(["ada"])] == before
     assert shard.messages.count_rows() == 6
