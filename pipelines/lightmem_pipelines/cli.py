@@ -6,37 +6,19 @@ quarantined. Ray and the models are imported by the commands that need them: hel
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from lightmem_core.config import Config, load_config
 from lightmem_core.errors import ConfigError, LightMemError
 from lightmem_core.formats import FORMATS
 from lightmem_pipelines import output
+from lightmem_pipelines.options import common, config_of, notes_shown, print_result
 from lightmem_pipelines.times import TIME, last_moment
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 FAILED, WRONG_CONFIG, QUARANTINED = 1, 3, 4
-
-
-def common(command: F) -> F:
-    """The options of every command."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs."),
-        click.option("--store", metavar="URI", help="The store; overrides the configuration."),
-        click.option(
-            "--config", "path", metavar="FILE", type=click.Path(), help="The configuration (YAML)."
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,9 +47,9 @@ def backfill(
 
     progress = not asked.pop("no_progress") and not as_json
     request = BackfillRequest(sources, **asked, progress=progress)
-    with _notes_shown():
-        run = backfill(_config(path, store), request)
-    _print(output.run_json(run), output.run_text(run), as_json)
+    with notes_shown():
+        run = backfill(config_of(path, store), request)
+    print_result(output.run_json(run), output.run_text(run), as_json)
     if run.report["messages"]["quarantined"]:
         sys.exit(QUARANTINED)
 
@@ -82,9 +64,9 @@ def sleep(
     """Consolidate memories: merge what was said again, supersede what has changed."""
     from lightmem_pipelines.sleep import SleepRequest, sleep
 
-    with _notes_shown():
-        run = sleep(_config(path, store), SleepRequest(user, not no_progress and not as_json))
-    _print(output.run_json(run), output.run_text(run), as_json)
+    with notes_shown():
+        run = sleep(config_of(path, store), SleepRequest(user, not no_progress and not as_json))
+    print_result(output.run_json(run), output.run_text(run), as_json)
 
 
 @lightmem.command()
@@ -109,8 +91,8 @@ def search(
         since.at if since else None,
         last_moment(until) if until else None,
     )
-    hits = factory.retrieval(_config(path, store).memory)([query])[0]
-    _print([output.hit_json(hit) for hit in hits], output.hits_text(hits, user), as_json)
+    hits = factory.retrieval(config_of(path, store).memory)([query])[0]
+    print_result([output.hit_json(hit) for hit in hits], output.hits_text(hits, user), as_json)
 
 
 @lightmem.command()
@@ -121,8 +103,8 @@ def show(entry: str, path: str | None, store: str | None, as_json: bool) -> None
     from lightmem_core.long_term.provenance import provenance
     from lightmem_core.long_term.store import MemoryStore
 
-    found = provenance(MemoryStore.open(_config(path, store).memory.store), entry)
-    _print(output.provenance_json(found), output.provenance_text(found), as_json)
+    found = provenance(MemoryStore.open(config_of(path, store).memory.store), entry)
+    print_result(output.provenance_json(found), output.provenance_text(found), as_json)
 
 
 @lightmem.command()
@@ -135,13 +117,13 @@ def report(
     """Show the report of RUN, or of the latest run."""
     from lightmem_core.long_term.store import MemoryStore
 
-    ledger = MemoryStore.open(_config(path, store).memory.store).runs
+    ledger = MemoryStore.open(config_of(path, store).memory.store).runs
     if every:
         runs = ledger.latest()
-        _print([output.run_json(r) for r in runs], output.runs_text(runs), as_json)
+        print_result([output.run_json(r) for r in runs], output.runs_text(runs), as_json)
         return
     found = ledger.get(run) if run else ledger.newest()
-    _print(output.run_json(found), output.run_text(found), as_json)
+    print_result(output.run_json(found), output.run_text(found), as_json)
 
 
 @lightmem.command(name="eval")
@@ -153,27 +135,8 @@ def evaluate(dataset: str, file: str, path: str | None, store: str | None, as_js
     from lightmem_pipelines.evaluation import evaluate, render_text
 
     tell = None if as_json else partial(click.echo, err=True)
-    measured = evaluate(_config(path, store), dataset, file, tell)
-    _print(measured.as_dict(), render_text(measured), as_json)
-
-
-@contextmanager
-def _notes_shown() -> Iterator[None]:
-    """Say what can be done about a run that was cut off, by an error or by the keyboard."""
-    try:
-        yield
-    except BaseException as error:
-        for note in getattr(error, "__notes__", ()):
-            click.echo(f"lightmem: {note}", err=True)
-        raise
-
-
-def _config(path: str | None, store: str | None) -> Config:
-    return load_config(path, uri=store)
-
-
-def _print(value: Any, text: str, as_json: bool) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2) if as_json else text)
+    measured = evaluate(config_of(path, store), dataset, file, tell)
+    print_result(measured.as_dict(), render_text(measured), as_json)
 
 
 def main() -> None:

@@ -1,0 +1,46 @@
+"""What the commands share: their options, the configuration and how results are printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from lightmem_core.config import Config, load_config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def common(command: F) -> F:
+    """The options of every command."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs."),
+        click.option("--store", metavar="URI", help="The store; overrides the configuration."),
+        click.option(
+            "--config", "path", metavar="FILE", type=click.Path(), help="The configuration (YAML)."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def config_of(path: str | None, store: str | None) -> Config:
+    return load_config(path, uri=store)
+
+
+def print_result(value: Any, text: str, as_json: bool) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2) if as_json else text)
+
+
+@contextmanager
+def notes_shown() -> Iterator[None]:
+    """Say what can be done about a run that was cut off, by an error or by the keyboard."""
+    try:
+        yield
+    except BaseException as error:
+        for note in getattr(error, "__notes__", ()):
+            click.echo(f"lightmem: {note}", err=True)
+        raise
