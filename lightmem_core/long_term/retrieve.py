@@ -12,6 +12,7 @@ import numpy as np
 from lightmem_core.long_term.embed import encode
 from lightmem_core.long_term.ranking import Scores, UserIndex
 from lightmem_core.long_term.store import MemoryStore
+from lightmem_core.long_term.versions import entries_as_of
 from lightmem_core.protocols import Embedder
 from lightmem_core.types import Entry
 
@@ -20,13 +21,17 @@ CACHED_ENTRIES = 200_000  # entries of recently asked users that stay in memory
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A search in the memories of `user_id`. `since` and `until` bound `said_at`, both included."""
+    """A search in the memories of `user_id`. `since` and `until` bound `said_at`, both included.
+
+    `as_of` is when to search: what was stored or changed later does not count.
+    """
 
     user_id: str
     text: str
     limit: int = 5
     since: int | None = None
     until: int | None = None
+    as_of: int | None = None
 
     def __post_init__(self) -> None:
         if self.limit < 1:
@@ -73,11 +78,18 @@ class Retrieval:
         return held[1]
 
     def _hits(self, query: Query, vector: np.ndarray) -> list[Hit]:
-        index = self.index(query.user_id)
+        index = self._index_for(query)
         scores = index.rank(query.text, vector)
         ranked = scores.best(len(index.entries)).tolist()
         allowed = (i for i in ranked if _within(index.entries[i], query))
         return [_hit(index.entries[i], scores, i) for i in islice(allowed, query.limit)]
+
+    def _index_for(self, query: Query) -> UserIndex:
+        """What was once there is read for its query alone: the cache is for what is there now."""
+        if query.as_of is None:
+            return self.index(query.user_id)
+        shard = self.store.shard_for(query.user_id)
+        return UserIndex(entries_as_of(shard, query.user_id, query.as_of))
 
     def _evict(self) -> None:
         held = sum(len(index.entries) for _, index in self.cache.values())
