@@ -30,7 +30,8 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run. `status` is running, done or failed; `request` and `report` can be written as JSON."""
+    """A run. `status` is running, done, failed or planned; `request` and `report` can be written
+    as JSON."""
 
     id: str
     kind: str
@@ -73,6 +74,13 @@ class RunLedger:
             known = ", ".join(run.id for run in self.latest(5)) or "none"
             raise StoreError(f"there is no run {run_id!r}; the latest are: {known}")
         return _run(found[0])
+
+    def last_of(self, kind: str, request: dict[str, Any]) -> Run | None:
+        """The newest run of a kind that was asked to do the same."""
+        asked = json.dumps(request, ensure_ascii=False)
+        where = f"kind = {quoted(kind)} AND request = {quoted(asked)}"
+        rows = self.table.search().where(where).to_list()
+        return _run(max(rows, key=lambda row: (row["started_at"], row["id"]))) if rows else None
 
     def newest(self) -> Run:
         runs = self.latest(1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from lightmem_core.long_term.tables import (
+    committed,
     compact,
     insert_missing,
     now_ms,
@@ -29,47 +30,66 @@ USERS_PER_FILTER = 1_000
 
 @dataclass(slots=True)
 class Shard:
-    """Reads may come from anywhere; `insert` and `update` only from the shard's one committer."""
+    """Reads may come from anywhere; `insert` and `update` only from the shard's one committer.
+
+    `confirm` raises if the store has new vectors. It is asked after a commit too: what is committed
+    before the switch is brought over, and what may not be is an error before it counts as stored.
+    """
 
     number: int
     entries: Table
     messages: Table
     versions: Table
     commits: int = 0
+    confirm: Callable[[], None] = lambda: None
 
-    def insert(self, extracted: pa.Table, run_id: str) -> None:
+    def insert(self, extracted: pa.Table, run_id: str) -> int:
         """Store rows of Extracted. Ids that exist are left as they are, but for messages that
-        were quarantined and have been tried again.
+        were quarantined and have been tried again. Return how many messages are repeats: of what
+        another run, or another place of this run's input, has stored.
 
         Entries go first: a message that is found here has all its entries.
         """
+        self.confirm()
         written = {"run_id": run_id, "stored_at": now_ms()}
         entries = _stored_rows(extracted["entries"], self.entries.schema, written)
         messages = _stored_rows(extracted["messages"], self.messages.schema, written)
-        insert_missing(self.entries, "id", entries)
-        if len(messages):
-            self.messages.checkout_latest()
-            (
-                self.messages.merge_insert("id")
-                .when_matched_update_all(where="target.state = 'quarantined'")
-                .when_not_matched_insert_all()
-                .execute(messages)
-            )
+        failed = [state == "quarantined" for state in messages["state"].to_pylist()]
+        unique = _unique(messages, failed)
+        insert_missing(self.entries, "id", _newest(entries))
+        self.confirm()
+        repeats = len(messages) - len(unique) + self._insert_messages(unique)
         self._count_commit()
+        return repeats
+
+    def _insert_messages(self, messages: pa.Table) -> int:
+        if not len(messages):
+            return 0
+        merge = (
+            self.messages.merge_insert("id")
+            .when_matched_update_all(where="target.state = 'quarantined'")
+            .when_not_matched_insert_all()
+        )
+        result = committed(self.messages, lambda: merge.execute(messages))
+        if result.num_inserted_rows + result.num_updated_rows == len(messages):
+            return 0
+        known = self.known(sorted(set(messages["user_id"].to_pylist())))
+        ids, runs, sources = (messages[c].to_pylist() for c in ("id", "run_id", "source"))
+        mine = zip(ids, zip(runs, sources, strict=True), strict=True)
+        return sum(known.get(id, place) != place for id, place in mine)
 
     def update(self, changed: pa.Table) -> int:
         """Write changed entries in one version; what they were becomes a version first. A row
         that changed meanwhile wins; return how many did."""
         if not len(changed):
             return 0
-        changed = changed.cast(self.entries.schema)
+        self.confirm()
+        changed = _newest(changed.cast(self.entries.schema))
         self.entries.checkout_latest()
         self._keep_versions(changed)
-        result = (
-            self.entries.merge_insert("id")
-            .when_matched_update_all(where="target.gen < source.gen")
-            .execute(changed)
-        )
+        newer = self.entries.merge_insert("id").when_matched_update_all("target.gen < source.gen")
+        result = committed(self.entries, lambda: newer.execute(changed))
+        self.confirm()
         self._count_commit()
         return len(changed) - result.num_updated_rows
 
@@ -97,14 +117,18 @@ class Shard:
             compact(table)
         self.commits = 0
 
-    def known(self, user_ids: Sequence[str]) -> dict[str, str]:
-        """The run that stored each message of some users, by message id.
-
-        Quarantined messages are not among them: they may be tried again.
+    def known(self, user_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """The run that stored each message of some users, and where that run had read it, by
+        message id. Quarantined messages are not among them: they may be tried again.
         """
-        where = f"{of_users(user_ids)} AND state != 'quarantined'"
-        found = read(self.messages, where, ["id", "run_id"])
-        return dict(zip(found["id"].to_pylist(), found["run_id"].to_pylist(), strict=True))
+        known: dict[str, tuple[str, str]] = {}
+        columns = ["id", "run_id", "source"]
+        for start in range(0, len(user_ids), USERS_PER_FILTER):
+            users = of_users(user_ids[start : start + USERS_PER_FILTER])
+            found = read(self.messages, f"{users} AND state != 'quarantined'", columns)
+            ids, runs, sources = (found[name].to_pylist() for name in columns)
+            known |= dict(zip(ids, zip(runs, sources, strict=True), strict=True))
+        return known
 
     def entries_of(self, user_ids: Sequence[str], tombstones: bool = False) -> list[Entry]:
         """Entries with their vectors, by user and in their order."""
@@ -163,3 +187,17 @@ def _stored_rows(
         columns[name] = pa.repeat(pa.scalar(value, schema.field(name).type), len(structs))
     rows = pa.table({name: columns[name] for name in schema.names}).cast(schema)
     return rows.sort_by([("user_id", "ascending"), ("said_at", "ascending")])
+
+
+def _newest(entries: pa.Table) -> pa.Table:
+    return _unique(entries, [-gen for gen in entries["gen"].to_pylist()])
+
+
+def _unique(rows: pa.Table, ranks: Sequence[int]) -> pa.Table:
+    """A row of each id, of the lowest rank, and the first of such. A commit that names an id twice
+    would fail or write both."""
+    ids = rows["id"].to_pylist()
+    best: dict[str, int] = {}
+    for place in sorted(range(len(ids)), key=ranks.__getitem__):
+        best.setdefault(ids[place], place)
+    return rows if len(best) == len(rows) else rows.take(sorted(best.values()))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -16,7 +18,11 @@ if TYPE_CHECKING:
 
 FRAGMENT_ROWS = 50_000  # a fragment of so many rows is left alone: none is rewritten for ever
 SCAN_ROWS = 1_024  # that compaction holds at a time
+VERSIONS = 100  # of a small table
 KEPT = timedelta(hours=1)  # old versions: as long as a reader may take
+ATTEMPTS = 6  # at a commit, each of which LanceDB itself repeats for 30 seconds
+PAUSE_S = 0.1  # at most, before the second attempt; it doubles with each
+T = TypeVar("T")
 
 
 def now_ms() -> int:
@@ -70,28 +76,62 @@ def _query(table: Table, where: str, columns: list[str] | None) -> Any:
     return query.select(columns) if columns else query
 
 
+def committed(table: Table, commit: Callable[[], T]) -> T:
+    """Make a commit to the newest version of a table, again where other writers were in its way:
+    six times at most, after pauses of random length, so that the same do not meet again.
+
+    Only what may be done twice is given here: rows merged by their key, files joined.
+    """
+    for attempt in range(1, ATTEMPTS):
+        table.checkout_latest()
+        try:
+            return commit()
+        except (OSError, RuntimeError) as error:
+            if not in_the_way(error):
+                raise
+        time.sleep(random.uniform(0, PAUSE_S * 2**attempt))
+    table.checkout_latest()
+    return commit()
+
+
+def in_the_way(error: Exception) -> bool:
+    """Whether a commit failed because of other writers: nothing of it was written then."""
+    text = str(error).lower()
+    return "conflict" in text or "concurrent writers" in text
+
+
 def insert_missing(table: Table, key: str, rows: pa.Table) -> None:
     """Add the rows whose key the table does not hold. Its handle may be old."""
     if len(rows):
-        table.checkout_latest()
-        table.merge_insert(key).when_not_matched_insert_all().execute(rows)
+        merge = table.merge_insert(key).when_not_matched_insert_all()
+        committed(table, lambda: merge.execute(rows))
+
+
+def drop_versions(table: Table) -> None:
+    """Compact a small table, once its many small writes have left many versions."""
+    if len(table.list_versions()) > VERSIONS:
+        compact(table)
 
 
 def compact(table: Table, keep: timedelta = KEPT) -> None:
     """Join the small fragments that commits left, bring the indices up to date, and drop the
     versions that are older than `keep`.
 
-    Where another writer is at the same rows this waits for the next time: nothing is lost.
+    Where other writers are at the same rows all the time, this waits for the next time.
     """
-    table.checkout_latest()
-    dataset = table.to_lance()
     try:
-        dataset.optimize.compact_files(
-            target_rows_per_fragment=FRAGMENT_ROWS, num_threads=1, batch_size=SCAN_ROWS
-        )
-        dataset.optimize.optimize_indices()
+        committed(table, lambda: _join_fragments(table))
     except (OSError, RuntimeError) as error:
-        if "conflict" not in str(error).lower():
+        if not in_the_way(error):
             raise
+    dataset = table.to_lance()
     dataset.cleanup_old_versions(older_than=keep, error_if_tagged_old_versions=False)
     table.checkout_latest()
+
+
+def _join_fragments(table: Table) -> None:
+    dataset = table.to_lance()
+    dataset.optimize.compact_files(
+        target_rows_per_fragment=FRAGMENT_ROWS, num_threads=1, batch_size=SCAN_ROWS
+    )
+    dataset.optimize.optimize_indices()

@@ -18,7 +18,7 @@ from lightmem_core.errors import InputError
 from lightmem_core.formats import FORMATS
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_core.types import History
+from lightmem_core.types import History, stable_id
 from lightmem_pipelines.cluster import ray_session
 from lightmem_pipelines.commit import Admission, Commit, Committers
 from lightmem_pipelines.durations import duration
@@ -28,6 +28,8 @@ from lightmem_pipelines.operators import STEPS, Step, apply
 from lightmem_pipelines.reading import Reader, read_histories
 from lightmem_pipelines.report import BackfillReport, backfill_report
 from lightmem_pipelines.running import running
+
+SHARDS_A_COMMIT = 16  # so many shards get their full share of a batch: it is held in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,12 @@ def backfill(config: Config, request: BackfillRequest) -> Run:
     files = find_files(request.sources)
     model = VectorModel.of(factory.embedder(config.memory))
     store = MemoryStore.create(config.memory.store, model)
-    asked = {"sources": list(request.sources), "format": request.format}
+    parts = config.memory.model_dump_json(exclude={"store"})
+    asked = {
+        "sources": list(request.sources),
+        "format": request.format,
+        "config": stable_id(parts)[:12],
+    }
     with running(store, "backfill", asked, request.resume) as run:
         with ray_session(config.pipelines):
             report = _run(config, request, store, files, run.id)
@@ -79,7 +86,7 @@ def _run(
     outcomes = _stages(config, histories, run_id, monitor)
     outcomes = outcomes.map_batches(
         Commit(committers, run_id),
-        batch_size=config.pipelines.commit_buffers * store.shard_count,
+        batch_size=config.pipelines.commit_buffers * min(store.shard_count, SHARDS_A_COMMIT),
         batch_format="pyarrow",
         num_cpus=0.1,
     )

@@ -19,23 +19,27 @@ RETRIES = 20  # of a call whose committer dies: a restart is no reason to fail, 
 
 
 class Admission:
-    """Drop the messages that the store holds. Those of an earlier run are counted as duplicates;
-    those of this run were committed before it was interrupted, and count as what they are."""
+    """Drop the messages that are stored. Those of another run, or of another place in the input,
+    are counted as duplicates; those that this run stored before it was interrupted are not.
+
+    A history of which this run stored only a part is admitted whole: cut and filled as it was the
+    first time, it gives the same entries again, and the commit leaves out those that are there.
+    """
 
     def __init__(self, config: StoreConfig, run_id: str):
         self.store = MemoryStore.open(config)
         self.run_id = run_id
 
     def __call__(self, rows: Sequence[History]) -> list[History]:
-        known: dict[str, str] = {}
+        known: dict[str, tuple[str, str]] = {}
         for number, users in self.store.by_shard({row.user_id for row in rows}).items():
             known |= self.store.shards[number].known(users)
         return [self._admitted(row, known) for row in rows] if known else list(rows)
 
-    def _admitted(self, row: History, known: dict[str, str]) -> History:
-        new = tuple(m for m in row.messages if m.id not in known)
-        earlier = sum(known.get(m.id, self.run_id) != self.run_id for m in row.messages)
-        return replace(row, messages=new, duplicates=row.duplicates + earlier)
+    def _admitted(self, row: History, known: dict[str, tuple[str, str]]) -> History:
+        own = [m for m in row.messages if known.get(m.id) in (None, (self.run_id, m.source))]
+        new = () if all(m.id in known for m in own) else tuple(own)
+        return replace(row, messages=new, duplicates=row.duplicates + len(row.messages) - len(own))
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=RETRIES)
@@ -46,11 +50,11 @@ class Committer:
         self.shard = MemoryStore.open(config).shard(number)
         self.commits = 0
 
-    def insert(self, extracted: pa.Table, run_id: str) -> None:
+    def insert(self, extracted: pa.Table, run_id: str) -> int:
         if self.commits == RECYCLE_AFTER:
             os._exit(0)  # Ray starts a fresh process and repeats this call in it
-        self.shard.insert(extracted, run_id)
         self.commits += 1
+        return self.shard.insert(extracted, run_id)
 
     def update(self, changed: list[Any]) -> int:
         """Apply what the tasks of a sleep phase found, in one commit; return how many rows a
@@ -83,7 +87,8 @@ class Committers:
 
 
 class Commit:
-    """The last step of a backfill: hand each row to the committer of its user's shard, and wait."""
+    """The last step of a backfill: hand each row to the committer of its user's shard, and wait.
+    What comes out is the number of messages that turned out to be duplicates."""
 
     def __init__(self, committers: Committers, run_id: str):
         self.committers = committers
@@ -96,5 +101,5 @@ class Commit:
         for number in set(numbers):
             part = batch.filter(pa.array([n == number for n in numbers]))
             waiting.append(self.committers.actors[number].insert.remote(part, self.run_id))
-        ray.get(waiting)
-        return batch.select(["duplicates"])
+        duplicates = sum(batch["duplicates"].to_pylist()) + sum(ray.get(waiting))
+        return pa.table({"duplicates": [duplicates]})

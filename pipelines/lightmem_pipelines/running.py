@@ -1,7 +1,8 @@
-"""A run in the ledger: there while it runs, done or failed when it ends."""
+"""A run in the ledger: there while it runs, done or failed when it ends, found again if it died."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,23 +10,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightmem_core.errors import InputError
+from lightmem_core.long_term.lease import Leases
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore
-from lightmem_core.long_term.tables import now_ms
+from lightmem_core.long_term.tables import drop_versions, now_ms
 from lightmem_core.types import stable_id
 
-RETRY = {
-    "backfill": "finish it with the same command and --resume {}",
-    "sleep": "run it again, only what is left will change",
-}
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class Running:
-    """A run under way. What is put into `report` is kept when the block ends."""
+    """A run under way. What is put into `report` is kept when the block ends; `status` is what it
+    then is."""
 
     finished: Run
     report: dict[str, Any] = field(default_factory=dict)
+    status: str = "done"
 
     @property
     def id(self) -> str:
@@ -36,19 +37,32 @@ class Running:
 def running(
     store: MemoryStore, kind: str, request: dict[str, Any], resume: str | None = None
 ) -> Iterator[Running]:
-    """Keep a new run in the ledger, or go on with an interrupted one under its own name."""
-    run = _resumed(store, kind, request, resume) if resume else _new(kind, request)
-    store.runs.write(run)
-    state = Running(run)
-    try:
-        yield state
-    except BaseException as error:
-        reason = f"{type(error).__name__}: {error}"
-        error.add_note(f"what {run.id} has stored is kept; {RETRY[kind].format(run.id)}")
-        store.runs.write(replace(run, status="failed", report={"error": reason}))
-        raise
-    state.finished = replace(run, status="done", finished_at=now_ms(), report=state.report)
-    store.runs.write(state.finished)
+    """Keep a run in the ledger. One that was interrupted is gone on with under its own name: the
+    one that `resume` names, or the last of the same request.
+
+    Raise StoreError while another process is at the same work, InputError if `resume` names a run
+    of another request.
+    """
+    with Leases(store.database).held(_lease(kind, request)):
+        run = _resumed(store, kind, request, resume) or _new(kind, request)
+        store.runs.write(run)
+        state = Running(run)
+        try:
+            yield state
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+            error.add_note(f"what {run.id} has stored is kept; the same command finishes it")
+            store.runs.write(replace(run, status="failed", report={"error": reason}))
+            raise
+        ended = replace(run, status=state.status, finished_at=now_ms(), report=state.report)
+        state.finished = ended
+        store.runs.write(ended)
+        drop_versions(store.runs.table)
+
+
+def _lease(kind: str, request: dict[str, Any]) -> str:
+    """Backfills of different input may run at once; all else that changes entries may not."""
+    return f"backfill {stable_id(request)[:12]}" if kind == "backfill" else "the sleep phase"
 
 
 def _new(kind: str, request: dict[str, Any]) -> Run:
@@ -59,11 +73,16 @@ def _new(kind: str, request: dict[str, Any]) -> Run:
     return Run(run_id, kind, "running", started, request=request)
 
 
-def _resumed(store: MemoryStore, kind: str, request: dict[str, Any], run_id: str) -> Run:
-    run = store.runs.get(run_id)
+def _resumed(
+    store: MemoryStore, kind: str, request: dict[str, Any], run_id: str | None
+) -> Run | None:
+    run = store.runs.get(run_id) if run_id else store.runs.last_of(kind, request)
+    if run is None or (not run_id and run.status not in ("running", "failed")):
+        return None
     if (run.kind, run.request) != (kind, request):
         raise InputError(
             f"{run.id} is a {run.kind} of {run.request}: resume it with the same, or start a new "
             "run, which skips what is stored"
         )
-    return replace(run, status="running")
+    log.warning("going on with %s, which was interrupted", run.id)
+    return replace(run, status="running", report={})
