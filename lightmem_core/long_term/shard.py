@@ -65,12 +65,15 @@ class Shard:
     def _insert_messages(self, messages: pa.Table) -> int:
         if not len(messages):
             return 0
-        merge = (
-            self.messages.merge_insert("id")
-            .when_matched_update_all(where="target.state = 'quarantined'")
-            .when_not_matched_insert_all()
+        result = committed(
+            self.messages,
+            lambda: (
+                self.messages.merge_insert("id")
+                .when_matched_update_all(where="target.state = 'quarantined'")
+                .when_not_matched_insert_all()
+                .execute(messages)
+            ),
         )
-        result = committed(self.messages, lambda: merge.execute(messages))
         if result.num_inserted_rows + result.num_updated_rows == len(messages):
             return 0
         known = self.known(sorted(set(messages["user_id"].to_pylist())))
@@ -87,8 +90,14 @@ class Shard:
         changed = _newest(changed.cast(self.entries.schema))
         self.entries.checkout_latest()
         self._keep_versions(changed)
-        newer = self.entries.merge_insert("id").when_matched_update_all("target.gen < source.gen")
-        result = committed(self.entries, lambda: newer.execute(changed))
+        result = committed(
+            self.entries,
+            lambda: (
+                self.entries.merge_insert("id")
+                .when_matched_update_all(where="target.gen < source.gen")
+                .execute(changed)
+            ),
+        )
         self.confirm()
         self._count_commit()
         return len(changed) - result.num_updated_rows

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
+from lightmem_core.errors import StoreError
 from lightmem_core.schema import schema_of
 from lightmem_core.types import Entry, Message
 
@@ -30,7 +31,11 @@ def now_ms() -> int:
 
 
 def quoted(value: str) -> str:
-    """A value as an SQL string literal."""
+    """A value as an SQL string literal. Raise StoreError for what no row can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise StoreError(f"{value[:99]!a} holds half a character: give it as UTF-8") from None
     return "'" + value.replace("'", "''") + "'"
 
 
@@ -103,8 +108,9 @@ def in_the_way(error: Exception) -> bool:
 def insert_missing(table: Table, key: str, rows: pa.Table) -> None:
     """Add the rows whose key the table does not hold. Its handle may be old."""
     if len(rows):
-        merge = table.merge_insert(key).when_not_matched_insert_all()
-        committed(table, lambda: merge.execute(rows))
+        committed(
+            table, lambda: table.merge_insert(key).when_not_matched_insert_all().execute(rows)
+        )
 
 
 def drop_versions(table: Table) -> None:
