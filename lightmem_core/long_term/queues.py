@@ -3,33 +3,103 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
-BLOCK = 512  # rows of the similarity matrix held at a time
+BLOCK = 256  # rows of the similarity matrix held at a time, fewer where they are long:
+CELLS = 1 << 23  # values of it held at a time
+LARGE = 30_000  # entries of one user from which it pays to import torch and look for a GPU
+
+Queue = tuple[int, list[tuple[int, float]]]
 
 
 def update_queues(
-    vectors: np.ndarray, k: int, theta: float
-) -> Iterator[tuple[int, list[tuple[int, float]]]]:
+    vectors: np.ndarray, k: int, theta: float, device: str | None = None
+) -> Iterator[Queue]:
     """Yield (i, [(j, similarity), ...]) for each row with a queue, most similar first.
 
     `vectors`: unit length, float32, shape (n, dim), in the order of the entries; only j > i can
     stand in the queue of i, so that no two entries queue each other. Equal similarities are
-    ordered by j. Memory is BLOCK x n.
+    ordered by j. Memory grows with n, not with its square.
+
+    `device` is torch's; none takes the GPU that this process is given where n is LARGE, else
+    numpy, which no torch on the CPU outruns. Each rounds its products in its own way: pairs
+    closer than 1e-6 to theta, or to each other, may change places between them.
     """
-    for start in range(0, len(vectors), BLOCK):
-        block = vectors[start : start + BLOCK] @ vectors[start:].T
-        rows, columns = np.nonzero(block >= theta)
-        later = columns > rows
-        rows, columns = rows[later], columns[later]
-        order = np.lexsort((columns, -block[rows, columns], rows))
-        rows, columns = rows[order], columns[order]
-        similarities = block[rows, columns]
-        ends = np.flatnonzero(np.diff(rows, append=-1)) + 1
-        begin = 0
-        for end in ends.tolist():
-            top = slice(begin, min(end, begin + k))
-            queue = zip((columns[top] + start).tolist(), similarities[top].tolist(), strict=True)
-            yield int(rows[begin]) + start, list(queue)
+    device = device or _gpu(len(vectors))
+    held, select = (vectors, _select) if device is None else (_moved(vectors, device), _select_on)
+    rows = max(1, min(BLOCK, CELLS // max(len(vectors), 1)))
+    for start in range(0, len(vectors), rows):
+        block = held[start : start + rows] @ held[start:].T
+        yield from _queues(start, block.shape[1], *select(block, k, theta))
+
+
+def _queues(
+    start: int, width: int, places: np.ndarray, similarities: np.ndarray
+) -> Iterator[Queue]:
+    """The queues of a block that begins at entry `start`, from its pairs in row order."""
+    rows, columns = np.divmod(places, width)
+    order = np.lexsort((-similarities, rows))
+    later = (columns[order] + start).tolist()
+    found = similarities[order].tolist()
+    begin = 0
+    for i, count in enumerate(np.bincount(rows).tolist(), start):
+        if count:
+            end = begin + count
+            yield i, list(zip(later[begin:end], found[begin:end], strict=True))
             begin = end
+
+
+def _select(block: np.ndarray, k: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
+    """The places in a flattened block of what its queues hold, ascending, and the values there."""
+    hits = block >= theta
+    hits[:, : len(block)] = np.triu(hits[:, : len(block)], 1)
+    crowded = np.flatnonzero(np.count_nonzero(hits, axis=1) > k)
+    if len(crowded):
+        values = np.where(hits[crowded], block[crowded], np.float32(-np.inf))
+        hits[crowded] = _largest(values, k)
+    places = np.flatnonzero(hits)
+    return places, block.ravel()[places]
+
+
+def _largest(values: np.ndarray, k: int) -> np.ndarray:
+    """Mark the k largest of each row; of equal ones the first."""
+    place = values.shape[1] - k
+    least = np.partition(values, place, axis=1)[:, [place]]
+    marked = values >= least
+    excess = np.count_nonzero(marked, axis=1) - k
+    for row in np.flatnonzero(excess):
+        equal = np.flatnonzero(values[row] == least[row])
+        marked[row, equal[-excess[row] :]] = False
+    return marked
+
+
+def _select_on(block: Any, k: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
+    """As `_select`, for a block on a torch device."""
+    import torch
+
+    block.masked_fill_(block < theta, -torch.inf)
+    square = block[:, : len(block)]
+    square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril(), -torch.inf)
+    least = block.topk(min(k, block.shape[1]), dim=1).values[:, -1:]
+    larger, equal = block > least, (block == least) & block.isfinite()
+    room = k - larger.sum(dim=1, keepdim=True)
+    marked = larger | equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room)
+    places = marked.flatten().nonzero()[:, 0]
+    return places.cpu().numpy(), block.flatten()[places].cpu().numpy()
+
+
+def _gpu(entries: int) -> str | None:
+    if entries < LARGE or find_spec("torch") is None:
+        return None
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
+
+
+def _moved(vectors: np.ndarray, device: str) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(vectors)).to(device)
