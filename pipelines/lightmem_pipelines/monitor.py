@@ -34,6 +34,7 @@ class Monitor:
     def __init__(self, max_bad_rows: int | None = None):
         self.max_bad_rows = max_bad_rows
         self.bad_rows: dict[str, int] = {}
+        self.all_bad_rows = 0
         self.progress = Progress()
 
     def add(self, **counts: int) -> None:
@@ -45,12 +46,12 @@ class Monitor:
 
     def bad(self, path: str, rows: int) -> None:
         """Say how many bad rows a file has so far."""
+        self.all_bad_rows += rows - self.bad_rows.get(path, 0)
         self.bad_rows[path] = rows
-        total = sum(self.bad_rows.values())
-        if self.max_bad_rows is not None and total > self.max_bad_rows:
+        if self.max_bad_rows is not None and self.all_bad_rows > self.max_bad_rows:
             raise InputError(
-                f"{total} rows could not be read, more than --max-bad-rows {self.max_bad_rows}; "
-                f"the last was in {path}: mend the input, or raise the cap"
+                f"{self.all_bad_rows} rows could not be read, more than --max-bad-rows "
+                f"{self.max_bad_rows}; the last was in {path}: mend the input, or raise the cap"
             )
 
     def read(self) -> Progress:

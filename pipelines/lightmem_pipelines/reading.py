@@ -21,6 +21,7 @@ from lightmem_pipelines.files import InputFile, RunFiles, filesystem
 
 BLOCK_MESSAGES = 5_000
 BYTES_PER_PARTITION = 8 << 20
+MOST_PARTITIONS = 4_096  # of more than 32 GiB each is larger: the shuffle's own books must fit too
 ONE_USER_A_RECORD = {"locomo", "longmemeval"}
 # The columns that a source can fill; stages fill the others.
 INPUT_COLUMNS = [
@@ -58,13 +59,12 @@ class Reader:
     def _blocks(self, path: str) -> Iterator[pa.Table]:
         system, place = filesystem(path)
         rows: list[Message] = []
-        bad: list[Rejected] = []
+        bad = BadRows(self.run_files, self.monitor, path)
         started, messages = time.perf_counter(), 0
         with system.open_input_file(place) as file:
             for item in self._items(file, path):
                 if isinstance(item, Rejected):
-                    bad.append(item)
-                    self._report_bad(path, len(bad))
+                    bad.add(item)
                     continue
                 rows.append(item)
                 if len(rows) == BLOCK_MESSAGES:
@@ -73,7 +73,10 @@ class Reader:
         if rows:
             yield self._table(rows)
         messages += len(rows)
-        self._close(path, messages, bad)
+        bad.close()
+        summary = {"messages": messages, "rejected": bad.reasons}
+        self.run_files.write_json("read", stable_id(path), summary)
+        self.monitor.add.remote(files=1)
         self.monitor.step.remote("read", messages, time.perf_counter() - started)
 
     def _items(self, file: Any, path: str) -> Iterator[Message | Rejected]:
@@ -87,19 +90,41 @@ class Reader:
         self.monitor.add.remote(read=len(rows))
         return to_table(rows, Message).select(INPUT_COLUMNS)
 
-    def _report_bad(self, path: str, count: int) -> None:
+
+class BadRows:
+    """The rows of a file that could not be read: quarantined in portions, counted by reason."""
+
+    def __init__(self, run_files: RunFiles, monitor: Any, path: str):
+        self.run_files = run_files
+        self.monitor = monitor
+        self.path = path
+        self.reasons: Counter[str] = Counter()
+        self.held: list[Rejected] = []
+        self.portions = 0
+
+    def add(self, row: Rejected) -> None:
+        self.reasons[row.reason] += 1
+        self.held.append(row)
+        count = self.reasons.total()
         # Waiting lets the cap stop this reader; not for every row, so that it costs nothing.
         if count < 10 or count % 100 == 0:
-            ray.get(self.monitor.bad.remote(path, count))
+            self._report()
+        if len(self.held) == BLOCK_MESSAGES:
+            self._write()
 
-    def _close(self, path: str, messages: int, bad: Sequence[Rejected]) -> None:
-        name = stable_id(path)
-        reasons = Counter(row.reason for row in bad)
-        if bad:
-            ray.get(self.monitor.bad.remote(path, len(bad)))
-            self.run_files.write_rows("quarantine", name, to_table(bad, Rejected))
-        self.run_files.write_json("read", name, {"messages": messages, "rejected": reasons})
-        self.monitor.add.remote(files=1)
+    def close(self) -> None:
+        if self.reasons:
+            self._report()
+        if self.held:
+            self._write()
+
+    def _report(self) -> None:
+        ray.get(self.monitor.bad.remote(self.path, self.reasons.total()))
+
+    def _write(self) -> None:
+        name = f"{stable_id(self.path)}-{self.portions:06}"
+        self.run_files.write_rows("quarantine", name, to_table(self.held, Rejected))
+        self.held, self.portions = [], self.portions + 1
 
 
 def read_histories(files: Sequence[InputFile], reader: Reader, grouped: bool) -> ray.data.Dataset:
@@ -108,8 +133,8 @@ def read_histories(files: Sequence[InputFile], reader: Reader, grouped: bool) ->
     if grouped or all(_one_user_a_record(f, reader.format) for f in files):
         return paths.map_batches(reader.histories, batch_size=1, num_cpus=1)
     messages = paths.map_batches(reader, batch_size=1, num_cpus=1)
-    partitions = max(2, sum(f.size for f in files) // BYTES_PER_PARTITION)
-    users = messages.groupby("user_id", num_partitions=int(partitions))
+    partitions = sum(f.size for f in files) // BYTES_PER_PARTITION
+    users = messages.groupby("user_id", num_partitions=min(max(2, partitions), MOST_PARTITIONS))
     return users.map_groups(_history, batch_format="pyarrow", num_cpus=1)
 
 

@@ -33,9 +33,8 @@ class Messages:
         ended = self.stored + self.no_facts + self.duplicate + self.bad
         if ended != self.read:
             raise ReconcileError(
-                f"{self.read} messages were read, but {ended} ended in a state ({self}): if a "
-                "user's messages stand in several files of whole histories, or apart in grouped "
-                "input, run again without grouping; else this is a defect, please report it"
+                f"{self.read} messages were read, but {ended} ended in a state ({self}): run the "
+                "same command again; if the numbers still differ this is a defect, please report it"
             )
 
 
@@ -87,8 +86,8 @@ def backfill_report(
     messages.quarantined = dict(quarantined + tally.reasons)
     return BackfillReport(
         messages=messages,
-        users=len(tally.users),
-        segments=len(tally.segments),
+        users=tally.users,
+        segments=tally.segments,
         entries=sum(s.entries_written(run_files.run_id) for s in store.shards),
         tokens_before=tally.tokens_before,
         tokens_after=tally.tokens_after,
@@ -109,8 +108,8 @@ def step_table(progress: Progress) -> dict[str, dict[str, float]]:
 class _Tally:
     states: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
-    users: set[str] = field(default_factory=set)
-    segments: set[str] = field(default_factory=set)
+    users: int = 0
+    segments: int = 0
     tokens_before: int = 0
     tokens_after: int = 0
 
@@ -118,13 +117,17 @@ class _Tally:
 def _tally(store: MemoryStore, run_id: str) -> _Tally:
     tally = _Tally()
     for shard in store.shards:
+        users, segments = set[str](), set[str]()
         for batch in shard.message_batches(run_id, COUNTED):
             columns = batch.to_pydict()
             tally.states.update(columns["state"])
             outcomes = zip(columns["state"], columns["reason"], strict=True)
             tally.reasons.update(r or "unspecified" for s, r in outcomes if s == "quarantined")
-            tally.users.update(columns["user_id"])
-            tally.segments.update(columns["segment_id"])
+            users.update(columns["user_id"])
+            segments.update(columns["segment_id"])
             tally.tokens_before += sum(columns["content_tokens"])
             tally.tokens_after += sum(columns["compressed_tokens"])
+        # No user and no segment is in two shards.
+        tally.users += len(users)
+        tally.segments += len(segments)
     return tally
