@@ -27,6 +27,7 @@ from lightmem_core.schema import to_table
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection
+    from lancedb.table import Table
 
 SCHEMA_VERSION = "1"
 MANIFEST = "store"
@@ -106,6 +107,7 @@ class MemoryStore:
     def __init__(self, database: DBConnection, manifest: Manifest):
         self.database = database
         self.manifest = manifest
+        self._confirmed = 0
 
     @property
     def model(self) -> VectorModel:
@@ -119,7 +121,7 @@ class MemoryStore:
     def create(cls, config: StoreConfig, model: VectorModel) -> MemoryStore:
         """Open the store, making it first where there is none."""
         database = connect(config)
-        if MANIFEST not in _tables(database):
+        if MANIFEST not in table_names(database):
             for shard in range(config.shards):
                 create_shard(database, TableNames(0, shard), model.dim)
             # Last: a store whose making was cut off does not exist yet.
@@ -132,9 +134,9 @@ class MemoryStore:
         """Raise StoreError where there is no store, or one of other vectors or another version."""
         local = "://" not in config.uri
         database = None if local and not Path(config.uri).exists() else connect(config)
-        if database is None or MANIFEST not in _tables(database):
+        if database is None or MANIFEST not in table_names(database):
             raise StoreError(f"there is no store at {config.uri}: run `lightmem backfill` first")
-        manifest = Manifest(**database.open_table(MANIFEST).to_arrow().to_pylist()[0])
+        manifest = read_manifest(database)
         if manifest.schema_version != SCHEMA_VERSION:
             raise StoreError(
                 f"{config.uri} has schema version {manifest.schema_version}, this release reads "
@@ -145,7 +147,7 @@ class MemoryStore:
             raise StoreError(
                 f"{config.uri} holds vectors of {stored.name} (dimension {stored.dim}), but the "
                 f"configured embedder is {model.name} ({model.dim}): restore the embedder it was "
-                "built with, or backfill into a new store"
+                "built with, or run `lightmem reembed` to move the store to the configured one"
             )
         return cls(database, manifest)
 
@@ -165,7 +167,25 @@ class MemoryStore:
         names = TableNames(self.manifest.generation, number)
         tables = (names.entries, names.messages, names.versions)
         entries, messages, versions = map(self.database.open_table, tables)
-        return Shard(number, entries, messages, versions)
+        return Shard(number, entries, messages, versions, confirm=self.confirm)
+
+    def confirm(self) -> None:
+        """Raise StoreError if the store has been switched to other vectors since it was opened."""
+        version = self._manifest_table.version
+        if version == self._confirmed:
+            return
+        now = read_manifest(self.database)
+        if now.generation != self.manifest.generation:
+            raise StoreError(
+                f"the store was switched to vectors of {now.embedder} (dimension {now.dim}) "
+                "meanwhile: configure that embedder and run again, only what is missing will be "
+                "written"
+            )
+        self._confirmed = version
+
+    @cached_property
+    def _manifest_table(self) -> Table:
+        return self.database.open_table(MANIFEST)
 
     def shard_for(self, user_id: str) -> Shard:
         return self.shards[self.shard_number(user_id)]
@@ -178,7 +198,11 @@ class MemoryStore:
         return groups
 
 
-def _tables(database: DBConnection) -> list[str]:
+def read_manifest(database: DBConnection, name: str = MANIFEST) -> Manifest:
+    return Manifest(**database.open_table(name).to_arrow().to_pylist()[0])
+
+
+def table_names(database: DBConnection) -> list[str]:
     return database.list_tables(limit=100_000).tables
 
 
@@ -193,7 +217,7 @@ def _create_table(database: DBConnection, name: str, schema: pa.Schema, key: str
     """A primary key makes replayed inserts harmless; it must have no scalar index of its own."""
     from lancedb.index import BTree
 
-    if name in _tables(database):
+    if name in table_names(database):
         if database.open_table(name).schema == schema:
             return
         database.drop_table(name)  # of a store of another shape, whose making was cut off
