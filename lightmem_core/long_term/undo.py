@@ -130,11 +130,20 @@ def _undo_users(shard: Shard, users: Sequence[str], asked: Undo, report: UndoRep
     report.restored += len(plan.restored)
     report.corrected += len(corrected)
     report.without_version += len(plan.without_version)
-    for run_id in (entry.changed_by for entry in plan.later.values()):
-        if run_id == asked.run_id:
-            report.restored += 1  # before this undo was cut off
-        else:
-            report.later[run_id] = report.later.get(run_id, 0) + 1
+    for entry_id in plan.later:
+        _count_later(report, plan.states[entry_id], asked)
+
+
+def _count_later(report: UndoReport, chain: Sequence[Entry], asked: Undo) -> None:
+    """Count an entry that changed after the undone run. The undo itself may have changed it, before
+    it was cut off."""
+    own = chain[-1].changed_by == asked.run_id
+    last = next(s.changed_by for s in reversed(chain) if s.changed_by != asked.run_id)
+    if last == asked.undone:
+        report.restored += own
+    else:
+        report.later[last] = report.later.get(last, 0) + 1
+        report.corrected += own
 
 
 class _Plan:
