@@ -1,0 +1,313 @@
+"""Export and import: the rows of some users, or of all, as files that do not hang on shards.
+
+A folder holds a file per table and shard, and last of all its manifest: without one there is no
+export. Reads follow the order of writes backwards (messages, entries, versions), and an import
+writes in their order, so that a message that is found always has its entries.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from lightmem_core.errors import InputError, StoreError
+from lightmem_core.long_term.embed import encode
+from lightmem_core.long_term.render import embedding_text
+from lightmem_core.long_term.shard import COMPACT_AFTER, USERS_PER_FILTER, Shard
+from lightmem_core.long_term.store import SCHEMA_VERSION, MemoryStore, VectorModel
+from lightmem_core.long_term.tables import of_users, read_batches
+from lightmem_core.protocols import Embedder
+from lightmem_core.schema import from_table
+from lightmem_core.types import Entry
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
+
+Format = Literal["parquet", "jsonl"]
+Kind = Literal["messages", "entries", "versions"]
+KINDS: tuple[Kind, ...] = ("messages", "entries", "versions")
+MANIFEST = "manifest.json"
+BUFFER_BYTES = 1 << 20
+GROUP_ROWS = 5_000  # of a Parquet row group, and of a commit
+
+KEYS: dict[Kind, str] = {"messages": "id", "entries": "id", "versions": "key"}
+RENEWED: dict[Kind, str] = {  # when a row that is there gives way to the imported one
+    "messages": "target.state = 'quarantined' AND source.state != 'quarantined'",
+    "entries": "target.gen < source.gen",
+    "versions": "false",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """Whose rows to write (no users: everyone's), and how."""
+
+    users: tuple[str, ...] = ()
+    format: Format = "parquet"
+    vectors: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ExportManifest:
+    """What an export holds: its `files` with the number of rows in each."""
+
+    schema_version: str
+    embedder: str
+    dim: int
+    format: Format
+    vectors: bool
+    counts: dict[str, int] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class ImportCount:
+    """`kept` rows were in the store already, in the same or a later state."""
+
+    added: int = 0
+    renewed: int = 0
+    kept: int = 0
+
+
+# --- export ------------------------------------------------------------------------------------
+
+
+def export(
+    store: MemoryStore, system: fs.FileSystem, folder: str, request: ExportRequest
+) -> dict[str, int]:
+    """Write rows to a folder; return how many of each kind. Raise StoreError for an unknown user,
+    InputError where the folder holds an export already."""
+    place = f"{folder}/{MANIFEST}"
+    if system.get_file_info(place).type != fs.FileType.NotFound:
+        raise InputError(f"{folder} holds an export already: name an empty folder")
+    work = dict(_work(store, request.users))
+    counts: dict[str, int] = dict.fromkeys(KINDS, 0)
+    files: dict[str, int] = {}
+    for number, filters in work.items():
+        for kind in KINDS:
+            name = f"{kind}/{number:04}.{request.format}"
+            batches = _rows(_table(store.shards[number], kind), filters, request.vectors)
+            files[name] = _write(system, f"{folder}/{name}", batches, request.format)
+            counts[kind] += files[name]
+    model = store.model
+    manifest = ExportManifest(
+        SCHEMA_VERSION, model.name, model.dim, request.format, request.vectors, counts, files
+    )
+    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False)
+    with system.open_output_stream(f"{place}.part") as stream:
+        stream.write(text.encode())
+    system.move(f"{place}.part", place)
+    return counts
+
+
+def _work(store: MemoryStore, users: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """The filters of each shard that has something to export."""
+    if not users:
+        yield from ((number, ["true"]) for number in range(store.shard_count))
+        return
+    for number, held in sorted(store.by_shard(dict.fromkeys(users)).items()):
+        for user in held:
+            shard, where = store.shards[number], of_users([user])
+            if not shard.messages.count_rows(where) + shard.entries.count_rows(where):
+                raise StoreError(f"the store holds nothing of user {user!r}")
+        parts = range(0, len(held), USERS_PER_FILTER)
+        yield number, [of_users(held[at : at + USERS_PER_FILTER]) for at in parts]
+
+
+def _table(shard: Shard, kind: Kind) -> Table:
+    return getattr(shard, kind)
+
+
+def _rows(table: Table, filters: Sequence[str], vectors: bool) -> tuple[pa.Schema, Iterator[Any]]:
+    schema = table.schema
+    if not vectors and "vector" in schema.names:
+        schema = schema.remove(schema.get_field_index("vector"))
+    return schema, (b for where in filters for b in read_batches(table, where, schema.names))
+
+
+def _write(
+    system: fs.FileSystem, path: str, rows: tuple[pa.Schema, Iterator[Any]], format: Format
+) -> int:
+    """Write a file that is complete or absent; return its rows."""
+    system.create_dir(path.rpartition("/")[0], recursive=True)
+    schema, batches = rows
+    write = _write_parquet if format == "parquet" else _write_lines
+    count = write(system, f"{path}.part", schema, batches)
+    system.move(f"{path}.part", path)
+    return count
+
+
+def _write_parquet(
+    system: fs.FileSystem, path: str, schema: pa.Schema, batches: Iterator[Any]
+) -> int:
+    count = 0
+    with pq.ParquetWriter(path, schema, filesystem=system, compression="zstd") as writer:
+        for table in _groups(batches):
+            writer.write_table(table.select(schema.names).cast(schema))
+            count += len(table)
+    return count
+
+
+def _write_lines(
+    system: fs.FileSystem, path: str, schema: pa.Schema, batches: Iterator[Any]
+) -> int:
+    count = 0
+    with system.open_output_stream(path) as stream:
+        for batch in batches:
+            for row in batch.select(schema.names).to_pylist():
+                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            count += len(batch)
+    return count
+
+
+def _groups(batches: Iterator[Any]) -> Iterator[pa.Table]:
+    """Small batches joined."""
+    held: list[Any] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(map(len, held)) >= GROUP_ROWS:
+            yield pa.Table.from_batches(held)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+# --- import ------------------------------------------------------------------------------------
+
+
+def read_manifest(system: fs.FileSystem, folder: str, model: VectorModel) -> ExportManifest:
+    """Raise InputError unless the folder holds a finished export that fits the embedder."""
+    try:
+        with system.open_input_stream(f"{folder}/{MANIFEST}") as stream:
+            manifest = ExportManifest(**json.loads(stream.read()))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder} holds no finished export: it has no {MANIFEST}; run `lightmem export` again"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder}/{MANIFEST} is no manifest of an export: {error}") from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise InputError(
+            f"{folder} has schema version {manifest.schema_version}, this release reads "
+            f"{SCHEMA_VERSION}: import it with the release that wrote it"
+        )
+    if manifest.vectors and (manifest.embedder, manifest.dim) != (model.name, model.dim):
+        raise InputError(
+            f"{folder} holds vectors of {manifest.embedder} (dimension {manifest.dim}), but the "
+            f"configured embedder is {model.name} ({model.dim}): configure that embedder, or "
+            "export with --no-vectors"
+        )
+    return manifest
+
+
+def import_rows(
+    store: MemoryStore,
+    system: fs.FileSystem,
+    folder: str,
+    manifest: ExportManifest,
+    embedder: Embedder,
+) -> dict[str, ImportCount]:
+    """Add the rows of an export, with their ids. Of an entry that is there, the state with the
+    higher `gen` stays; of a message, the one that is not quarantined.
+
+    Rows without vectors are embedded. Raise InputError at a file that is not as it was written.
+    """
+    importer = Importer(store, embedder)
+    for kind in reversed(KINDS):
+        for name in sorted(name for name in manifest.files if name.startswith(f"{kind}/")):
+            read = 0
+            for rows in _read(system, f"{folder}/{name}", importer.schema(kind, manifest.vectors)):
+                importer.add(kind, rows)
+                read += len(rows)
+            if read != manifest.files[name]:
+                raise InputError(
+                    f"{folder}/{name} holds {read} rows, the manifest says {manifest.files[name]}: "
+                    "export again"
+                )
+    importer.compact()
+    return importer.counts
+
+
+class Importer:
+    """Writes the rows of an export to their users' shards."""
+
+    def __init__(self, store: MemoryStore, embedder: Embedder):
+        self.store = store
+        self.embedder = embedder
+        self.counts: dict[str, ImportCount] = {kind: ImportCount() for kind in KINDS}
+        self.commits = dict.fromkeys(range(store.shard_count), 0)
+
+    def schema(self, kind: Kind, vectors: bool) -> pa.Schema:
+        schema = _table(self.store.shards[0], kind).schema
+        place = schema.get_field_index("vector")
+        return schema if vectors or place < 0 else schema.remove(place)
+
+    def add(self, kind: Kind, rows: pa.Table) -> None:
+        schema = self.schema(kind, vectors=True)
+        if "vector" in schema.names and "vector" not in rows.schema.names:
+            rows = self._embedded(rows)
+        rows = rows.select(schema.names).cast(schema)
+        numbers = [self.store.shard_number(user) for user in rows["user_id"].to_pylist()]
+        for number in sorted(set(numbers)):
+            self._merge(kind, number, rows.filter(pa.array([n == number for n in numbers])))
+
+    def compact(self) -> None:
+        for number, commits in self.commits.items():
+            if commits:
+                self.store.shards[number].compact()
+
+    def _embedded(self, rows: pa.Table) -> pa.Table:
+        texts = [embedding_text(entry) for entry in from_table(rows, Entry)]
+        flat = pa.array(encode(self.embedder, texts).reshape(-1), pa.float32())
+        vectors = pa.FixedSizeListArray.from_arrays(flat, self.store.model.dim)
+        return rows.append_column("vector", vectors)
+
+    def _merge(self, kind: Kind, number: int, rows: pa.Table) -> None:
+        table = _table(self.store.shards[number], kind)
+        table.checkout_latest()
+        rows = rows.sort_by([("user_id", "ascending"), ("said_at", "ascending")])
+        merge = table.merge_insert(KEYS[kind]).when_not_matched_insert_all()
+        result = merge.when_matched_update_all(where=RENEWED[kind]).execute(rows)
+        count = self.counts[kind]
+        count.added += result.num_inserted_rows
+        count.renewed += result.num_updated_rows
+        count.kept += len(rows) - result.num_inserted_rows - result.num_updated_rows
+        self.commits[number] += 1
+        if self.commits[number] % COMPACT_AFTER == 0:
+            self.store.shards[number].compact()
+
+
+def _read(system: fs.FileSystem, path: str, schema: pa.Schema) -> Iterator[pa.Table]:
+    """A file's rows, some thousands at a time."""
+    read = _read_parquet if path.endswith(".parquet") else _read_lines
+    try:
+        yield from (pa.Table.from_batches([b]).cast(schema) for b in read(system, path, schema))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not as it was written, export again: {reason}") from error
+
+
+def _read_parquet(system: fs.FileSystem, path: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    with system.open_input_file(path) as file:
+        for batch in pq.ParquetFile(file).iter_batches(GROUP_ROWS):
+            yield batch.select(schema.names)
+
+
+def _read_lines(system: fs.FileSystem, path: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    with system.open_input_file(path) as file:
+        held: list[dict[str, Any]] = []
+        for line in io.BufferedReader(cast(io.RawIOBase, file), BUFFER_BYTES):
+            row = json.loads(line)
+            held.append({name: row[name] for name in schema.names})
+            if len(held) == GROUP_ROWS:
+                yield pa.RecordBatch.from_pylist(held, schema)
+                held = []
+        if held:
+            yield pa.RecordBatch.from_pylist(held, schema)
