@@ -84,7 +84,9 @@ def check_undoable(run: Run) -> None:
             f"{run.id} is a {run.kind}: only what a sleep or an undo changed can be undone"
         )
     if run.status != "done":
-        again = f"`lightmem undo {run.request['run']}`" if run.kind == "undo" else "the same sleep"
+        again = (
+            f"`lightmem undo {run.request['run']}`" if run.kind == "undo" else "the same command"
+        )
         raise StoreError(f"{run.id} is not finished ({run.status}): finish it with {again} first")
 
 
@@ -191,14 +193,32 @@ class _Plan:
         self, givers: Iterable[Entry], rows: Mapping[str, Entry]
     ) -> defaultdict[str, set[Source]]:
         """What tombstones may have given to each entry that is not restored, directly or through
-        others that are not. Those that are restored hand on themselves."""
-        gave: defaultdict[str, set[Source]] = defaultdict(set)
+        others."""
+        known: dict[str, Entry | None] = {}
+        first: defaultdict[str, set[Source]] = defaultdict(set)
         for giver in givers:
-            for heir in _heirs(giver, rows):
-                if heir.id in self.restored:
-                    break
-                gave[heir.id].update(giver.sources, giver.absorbed)
+            if (heir := self._first_left(giver, rows, known)) is not None:
+                first[heir.id].update(giver.sources, giver.absorbed)
+        gave: defaultdict[str, set[Source]] = defaultdict(set)
+        for heir_id, sources in first.items():
+            for heir in (rows[heir_id], *_heirs(rows[heir_id], rows)):
+                if heir.id not in self.restored:
+                    gave[heir.id] |= sources
         return gave
+
+    def _first_left(
+        self, entry: Entry, rows: Mapping[str, Entry], known: dict[str, Entry | None]
+    ) -> Entry | None:
+        """The first of an entry's heirs that is not restored. Chains may be long: what is found is
+        noted in `known` for all that lie on the way."""
+        found, way = None, [entry.id]
+        for heir in _heirs(entry, rows):
+            if heir.id in known or heir.id not in self.restored:
+                found = known.get(heir.id, heir)
+                break
+            way.append(heir.id)
+        known.update(dict.fromkeys(way, found))
+        return found
 
     def _kept(self, gave: Mapping[str, set[Source]]) -> defaultdict[str, set[Source]]:
         """What each entry has from those that are tombstones still."""

@@ -235,6 +235,25 @@ def test_sources_are_taken_out_of_all_that_they_came_to_through_later_merges(
     assert content(rows_of(store)) == content(asleep)
 
 
+def test_sources_are_taken_out_of_what_the_last_of_a_chain_was_given(
+    store: MemoryStore, put: Callable[..., list[Entry]]
+):
+    """Within one run the last entry of a chain of merges takes the sources of all the others."""
+    *chain, last = put(store, *map(str, range(6)))
+    before = rows_of(store)
+    tombstones = [replace(e, superseded_by=h.id) for e, h in zip(chain, before[1:], strict=True)]
+    given = tuple(source for e in chain for source in e.sources)
+    changed_in(store, "sleep-1", *tombstones, replace(last, absorbed=given))
+    changed_in(store, "online-1", replace(now_of(store, last), topic="numbers"))
+    asleep = rows_of(store)
+    report = undone(store, "sleep-1")
+    assert (report.restored, report.corrected) == (5, 1)
+    assert content(rows_of(store)) == content([*before[:-1], replace(last, topic="numbers")])
+    changed_in(store, "online-2", replace(now_of(store, last), topic=""))
+    undone(store, "undo-1", "undo-2")
+    assert content(rows_of(store)) == content([*asleep[:-1], replace(asleep[-1], topic="")])
+
+
 def test_sources_that_came_before_the_run_are_left_alone(
     store: MemoryStore, put: Callable[..., list[Entry]]
 ):
@@ -326,7 +345,7 @@ def test_only_a_finished_sleep_or_undo_can_be_undone(store: MemoryStore):
     store.runs.write(Run("undo-1", "undo", "running", 3, request={"run": "sleep-0"}))
     for run, reason in {
         "backfill-1": "backfill-1 is a backfill: only what a sleep or an undo changed",
-        "sleep-1": r"sleep-1 is not finished \(failed\): finish it with the same sleep first",
+        "sleep-1": r"sleep-1 is not finished \(failed\): finish it with the same command first",
         "undo-1": r"undo-1 is not finished \(running\): finish it with `lightmem undo sleep-0`",
         "' OR 1=1 --": "there is no run .*the latest are",
     }.items():
