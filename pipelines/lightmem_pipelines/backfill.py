@@ -82,7 +82,7 @@ def _run(
     monitor = start_monitor(request.max_bad_rows)
     reader = Reader(run_files, monitor, request.format, config.pipelines.input.timezone)
     histories = read_histories(files, reader, config.pipelines.input.grouped)
-    committers = Committers(config.memory.store)
+    committers = Committers(config.memory.store, store.model)
     outcomes = _stages(config, histories, run_id, monitor)
     outcomes = outcomes.map_batches(
         Commit(committers, run_id),

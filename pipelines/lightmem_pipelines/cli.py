@@ -15,6 +15,7 @@ import click
 from lightmem_core.errors import ConfigError, LightMemError
 from lightmem_core.formats import FORMATS
 from lightmem_pipelines import output
+from lightmem_pipelines.cli_reembed import reembed
 from lightmem_pipelines.options import common, config_of, notes_shown, print_result
 from lightmem_pipelines.times import TIME, last_moment
 
@@ -137,6 +138,9 @@ def evaluate(dataset: str, file: str, path: str | None, store: str | None, as_js
     tell = None if as_json else partial(click.echo, err=True)
     measured = evaluate(config_of(path, store), dataset, file, tell)
     print_result(measured.as_dict(), render_text(measured), as_json)
+
+
+lightmem.add_command(reembed)
 
 
 def main() -> None:

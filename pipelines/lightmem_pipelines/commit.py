@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 
 from lightmem_core.config import StoreConfig
-from lightmem_core.long_term.store import MemoryStore
+from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.types import History
 
 RECYCLE_AFTER = 100  # commits: a process that writes to the store never gives all memory back
@@ -46,8 +46,8 @@ class Admission:
 class Committer:
     """The one writer of a shard. Ray may restart it and repeat its calls: each is idempotent."""
 
-    def __init__(self, config: StoreConfig, number: int):
-        self.shard = MemoryStore.open(config).shard(number)
+    def __init__(self, config: StoreConfig, number: int, model: VectorModel):
+        self.shard = MemoryStore.open(config, model).shard(number)
         self.commits = 0
 
     def insert(self, extracted: pa.Table, run_id: str) -> int:
@@ -67,13 +67,14 @@ class Committer:
 
 
 class Committers:
-    """The committers of a store's shards. Can be passed to tasks."""
+    """The committers of a store's shards, for the vectors of one model: a committer that starts
+    again after the store was switched to others refuses. Can be passed to tasks."""
 
-    def __init__(self, config: StoreConfig):
+    def __init__(self, config: StoreConfig, model: VectorModel | None = None):
         self.config = config
-        store = MemoryStore.open(config)
+        store = MemoryStore.open(config, model)
         self.actors: list[Any] = [
-            Committer.remote(config, number)  # pyright: ignore[reportAttributeAccessIssue]
+            Committer.remote(config, number, store.model)  # pyright: ignore[reportAttributeAccessIssue]
             for number in range(store.shard_count)
         ]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightmem_core.long_term.render import entry_line
 from lightmem_pipelines.durations import duration
+from lightmem_pipelines.output_reembed import reembed_lines
 
 if TYPE_CHECKING:
     from lightmem_core.long_term.provenance import Provenance
@@ -127,7 +128,8 @@ def run_text(run: Run) -> str:
     head = f"{run.kind} {run.status}: {run.id}"
     if "error" in run.report:
         return f"{head}\n  {run.report['error']}"
-    body = {"backfill": _backfill_lines, "sleep": _sleep_lines}.get(run.kind)
+    bodies = {"backfill": _backfill_lines, "sleep": _sleep_lines, "reembed": reembed_lines}
+    body = bodies.get(run.kind)
     return "\n".join([head, *(body(run.report) if body and run.report else [])])
 
 

@@ -29,33 +29,48 @@ def config(tmp_path: Path) -> StoreConfig:
 
 
 @pytest.fixture
-def put(message: Callable[..., Message], entry: Callable[..., Entry]) -> Callable[..., Entry]:
+def made(
+    message: Callable[..., Message], entry: Callable[..., Entry]
+) -> Callable[[int, str, str, int], Extracted]:
+    """A message and its entry, with the vector of an embedder of a dimension."""
+
+    def make(dim: int, user: str, text: str, at: int) -> Extracted:
+        written = entry(text, at, user_id=user)
+        vector = HashEmbedder(dim).encode([embedding_text(written)])[0]
+        said = message(text, at, user_id=user, state="stored")
+        return Extracted(user, (said,), (replace(written, vector=vector),))
+
+    return make
+
+
+@pytest.fixture
+def put(made: Callable[..., Extracted]) -> Callable[..., Entry]:
     """Store a text as an embedder's pipeline would."""
 
     def store_text(store: MemoryStore, user: str, text: str, at: int = 0) -> Entry:
-        made = entry(text, at, user_id=user)
-        embedder = HashEmbedder(store.model.dim)
-        made = replace(made, vector=embedder.encode([embedding_text(made)])[0])
-        said = message(text, at, user_id=user, state="stored")
-        row = Extracted(user, (said,), (made,))
+        row = made(store.model.dim, user, text, at)
         store.shard_for(user).insert(to_table([row], Extracted), "run-1")
-        return made
+        return row.entries[0]
 
     return store_text
 
 
-def bury(store: MemoryStore, old: Entry, heir: Entry, gen: int = 1) -> None:
-    change = replace(old, superseded_by=heir.id, gen=gen, changed_by="night", changed_at=gen)
-    store.shard_for(old.user_id).update(to_table([change], Entry))
+def bury(store: MemoryStore, *pairs: tuple[Entry, Entry], gen: int = 1) -> None:
+    """Make each first a tombstone of its second; all are of one shard."""
+    by = {"gen": gen, "changed_by": "night", "changed_at": gen}
+    changes = [replace(old, superseded_by=heir.id, **by) for old, heir in pairs]
+    store.shard_for(pairs[0][0].user_id).update(to_table(changes, Entry))
 
 
 @pytest.fixture
-def filled(config: StoreConfig, put: Callable[..., Entry]) -> MemoryStore:
+def filled(config: StoreConfig, made: Callable[..., Extracted]) -> MemoryStore:
     """Three entries a user, the first a tombstone."""
     store = MemoryStore.create(config, VectorModel.of(OLD))
-    for user in USERS:
-        first, *_, last = [put(store, user, f"{user} saw {at} cats", at) for at in range(3)]
-        bury(store, first, last)
+    for number, users in store.by_shard(USERS).items():
+        rows = [made(16, user, f"{user} saw {at} cats", at) for user in users for at in range(3)]
+        store.shards[number].insert(to_table(rows, Extracted), "run-1")
+        firsts, lasts = rows[::3], rows[2::3]
+        bury(store, *((a.entries[0], b.entries[0]) for a, b in zip(firsts, lasts, strict=True)))
     return store
 
 
@@ -140,8 +155,8 @@ def test_updates_and_versions_go_on_in_the_new_tables(
     heir = put(opened, "ada", "ada saw 9 cats", 9)
     shard = opened.shard_for("ada")
     tombstone, middle, *_ = shard.entries_of(["ada"], tombstones=True)
-    bury(opened, middle, heir)
-    bury(opened, tombstone, heir, gen=2)
+    bury(opened, (middle, heir))
+    bury(opened, (tombstone, heir), gen=2)
     kept = [key for key in versions(shard) if tombstone.id in key]
     assert kept == [f"('{tombstone.id}.0', 1, 'night')", f"('{tombstone.id}.1', 2, 'night')"]
     assert [e.text for e in shard.entries_of(["ada"])] == ["ada saw 2 cats", "ada saw 9 cats"]
@@ -261,7 +276,7 @@ def test_what_arrives_or_changes_meanwhile_is_brought_over(
     new = reembed.next_generation(filled, VectorModel.of(NEW))
     bring(filled, new)
     late = put(filled, "bob", "bob saw a dog", 7)
-    bury(filled, filled.shard_for("ada").entries_of(["ada"])[0], late)
+    bury(filled, (filled.shard_for("ada").entries_of(["ada"])[0], late))
     assert bring(filled, new) == 3  # the new one, the tombstone, and what it was
     assert bring(filled, new) == 0
     assert contents(new) == contents(filled)
@@ -305,12 +320,11 @@ def test_after_the_switch_nothing_is_removed_and_a_later_change_stays(
     reembed.switch(filled, new)
     opened = MemoryStore.open(config, VectorModel.of(NEW))
     late = put(opened, "ada", "ada saw a dog", 7)
-    bury(opened, opened.shard_for("ada").entries_of(["ada"])[0], late)
+    bury(opened, (opened.shard_for("ada").entries_of(["ada"])[0], late))
     before = contents(opened)
-    for ours, theirs in zip(filled.shards, opened.shards, strict=True):
-        if late.id in {e.id for e in theirs.entries_of(["ada"])}:
-            with pytest.raises(StoreError, match="was switched"):
-                reembed.remove_gone(ours, theirs, filled.confirm)
+    number = opened.shard_number("ada")
+    with pytest.raises(StoreError, match="was switched"):
+        reembed.remove_gone(filled.shards[number], opened.shards[number], filled.confirm)
     assert bring(filled, opened) == 0
     assert contents(opened) == before
 
@@ -331,7 +345,7 @@ def test_a_writer_of_the_old_vectors_is_refused_after_the_switch(
         put(writer, "ada", "ada saw a fish", 8)
     tombstone, heir, *_ = writer.shard_for("ada").entries_of(["ada"])
     with pytest.raises(StoreError, match="was switched"):
-        bury(writer, tombstone, heir)
+        bury(writer, (tombstone, heir))
     assert contents(writer) == before
 
 

@@ -1,0 +1,136 @@
+"""The work of a sleep phase: portions are decided and saved, then a shard is changed at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from lightmem_core import factory
+from lightmem_core.config import Config
+from lightmem_core.long_term.apply import Applied, Phase, apply_decisions
+from lightmem_core.long_term.shard import USERS_PER_FILTER, Shard
+from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_core.long_term.tables import now_ms, of_users, read
+from lightmem_core.schema import from_table, to_table
+from lightmem_core.types import Decision, Entry, Extracted, UserEntries
+from lightmem_pipelines.files import RunFiles
+
+ROUNDS = 5  # at a shard's changes, where online writes come in between
+
+compute: Any = pc
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Users of a shard, and the ids of what is new of them; None: all is."""
+
+    shard: int
+    number: int
+    users: list[str]
+    new: frozenset[str] | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.shard:04}-{self.number:06}"
+
+
+@ray.remote(num_cpus=1, max_retries=3)
+def decide_portion(config: Config, run_id: str, portion: Portion, monitor: Any) -> None:
+    """Decide for some users and save that, even if it is nothing: then it need not be repeated."""
+    shard = MemoryStore.open(config.memory.store).shard(portion.shard)
+    held = _by_user(shard.entries_of(portion.users))
+    decided = factory.consolidation(config.memory)(held, portion.new)
+    decisions = [d for of_user in decided for d in of_user]
+    files = RunFiles(config.memory.store.uri, run_id)
+    files.write_rows("decisions", portion.name, to_table(decisions, Decision))
+    monitor.add.remote(
+        users=len(held), entries=sum(len(u.entries) for u in held), decisions=len(decisions)
+    )
+
+
+def _by_user(entries: list[Entry]) -> list[UserEntries]:
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.user_id, []).append(entry)
+    return [UserEntries(user_id, tuple(group)) for user_id, group in groups.items()]
+
+
+@ray.remote(num_cpus=1, max_retries=3)
+def embed_updates(config: Config, run_id: str, name: str) -> dict[str, np.ndarray]:
+    """The vectors of a portion's new texts, by entry. Raise StoreError if the configured embedder
+    is not the store's."""
+    embedding = factory.embedding(config.memory)
+    store = MemoryStore.open(config.memory.store, VectorModel.of(embedding.embedder))
+    decisions = read_decisions(RunFiles(config.memory.store.uri, run_id), name)
+    updates = {d.entry_id: d.text for d in decisions if d.action == "update"}
+    shard = store.shard(int(name.partition("-")[0]))
+    users = sorted({d.user_id for d in decisions if d.entry_id in updates})
+    rows = [replace(e, text=updates[e.id]) for e in rows_of(shard, users, list(updates))]
+    (embedded,) = embedding([Extracted("", (), tuple(rows))])
+    return {e.id: e.vector for e in embedded.entries if e.vector is not None}
+
+
+def read_decisions(files: RunFiles, name: str) -> list[Decision]:
+    return from_table(files.rows_of("decisions", name), Decision)
+
+
+def rows_of(shard: Shard, users: Sequence[str], ids: Sequence[str]) -> list[Entry]:
+    """The present rows of some entries, tombstones too."""
+    asked = pa.array(ids, pa.string())
+    found = []
+    for start in range(0, len(users), USERS_PER_FILTER):
+        rows = read(shard.entries, of_users(users[start : start + USERS_PER_FILTER]))
+        found += from_table(rows.filter(compute.is_in(rows["id"], value_set=asked)), Entry)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How many decisions hold, by action, and how many were dropped, by reason."""
+
+    held: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Applied | Outcome) -> None:
+        self.held.update(other.held)
+        self.dropped.update(other.dropped)
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyPortions:
+    """The change that a run makes to a shard: the decisions of all its portions, in one commit.
+
+    Where an online write came between reading and the commit it wins, and what now follows from
+    the decisions is written again. `vectors` refer to those of updated texts, by portion.
+    """
+
+    files: RunFiles
+    names: list[str]
+    vectors: Mapping[str, Any]
+
+    def __call__(self, shard: Shard) -> Outcome:
+        outcome = Outcome()
+        for _ in range(ROUNDS):
+            outcome, at = Outcome(), now_ms()
+            changed = [to_table(a.changed, Entry) for a in self._applied(shard, at, outcome)]
+            if not any(map(len, changed)) or not shard.update(pa.concat_tables(changed)):
+                break
+        return outcome
+
+    def _applied(self, shard: Shard, at: int, outcome: Outcome) -> Iterator[Applied]:
+        for name in self.names:
+            decisions = read_decisions(self.files, name)
+            users = sorted({d.user_id for d in decisions})
+            ids = [*{i for d in decisions for i in (d.entry_id, d.successor)}]
+            vectors: Any = ray.get(self.vectors[name]) if name in self.vectors else {}
+            phase = Phase(self.files.run_id, at, vectors)
+            applied = apply_decisions(rows_of(shard, users, ids), decisions, phase)
+            outcome.add(applied)
+            yield applied
