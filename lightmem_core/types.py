@@ -12,12 +12,16 @@ from typing import Literal
 import numpy as np
 
 State = Literal["", "stored", "no_facts", "quarantined"]
-Action = Literal["keep", "merge", "supersede"]
+Action = Literal["keep", "update", "delete", "merge", "supersede"]
 
 
 def stable_id(*parts: object) -> str:
-    """Hash the parts that identify a row, so that a retried task writes the same id twice."""
-    joined = "\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    """Hash the parts that identify a row, so that a retried task writes the same id twice.
+
+    A part may hold the separator: it is escaped, so that no user can name another's rows.
+    """
+    escaped = (str(p).replace("\x1e", "\x1e\x1e").replace("\x1f", "\x1e\x1f") for p in parts)
+    joined = "\x1f".join(escaped).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(joined, digest_size=16).hexdigest()
 
 
@@ -189,9 +193,12 @@ class UserEntries:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the sleep phase does with an entry: `entry_id` becomes a tombstone for `successor`.
+    """What the sleep phase does with an entry, because of a later one: its `successor`.
 
-    `similarity` is the cosine of the two vectors.
+    An entry that is merged, superseded or deleted becomes a tombstone for the successor, which says
+    the same, says it anew or makes it obsolete. One that is updated gets `text`, drawn from the
+    successor. `similarity` is the cosine of the two vectors; `gen` and `successor_gen` are those of
+    the two entries when this was decided.
     """
 
     user_id: str
@@ -200,3 +207,6 @@ class Decision:
     successor: str
     similarity: float
     reason: str
+    text: str = ""
+    gen: int = 0
+    successor_gen: int = 0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from typing import get_args
 
 from lightmem_core.errors import ComponentError
 from lightmem_core.long_term.embed import vectors_of
 from lightmem_core.long_term.queues import update_queues
 from lightmem_core.protocols import Updater
-from lightmem_core.types import Decision, Entry, UserEntries
+from lightmem_core.types import Action, Decision, Entry, UserEntries
+
+Queue = Sequence[tuple[Entry, float]]
 
 
 class Consolidation:
@@ -24,54 +27,52 @@ class Consolidation:
         self.k = k
         self.theta = theta
 
-    def __call__(self, rows: Sequence[UserEntries]) -> list[list[Decision]]:
-        return [list(self._decisions(row.entries)) for row in rows]
+    def __call__(
+        self, rows: Sequence[UserEntries], new: Collection[str] | None = None
+    ) -> list[list[Decision]]:
+        """Judge the queues that hold or belong to an entry whose id is in `new`; None: all."""
+        return [list(self._decisions(row.entries, new)) for row in rows]
 
-    def _decisions(self, entries: Sequence[Entry]) -> Iterator[Decision]:
+    def _decisions(
+        self, entries: Sequence[Entry], new: Collection[str] | None
+    ) -> Iterator[Decision]:
         if len(entries) < 2:
             return
+        fresh = None if new is None else [e.id in new for e in entries]
         for i, queue in update_queues(vectors_of(entries), self.k, self.theta):
-            later = [(entries[j], similarity) for j, similarity in queue]
-            decision = self.updater.decide(entries[i], later)
-            if decision is not None and decision.action != "keep":
-                self._check(decision, entries[i], later)
-                yield decision
+            if fresh is None or fresh[i] or any(fresh[j] for j, _ in queue):
+                later = [(entries[j], similarity) for j, similarity in queue]
+                if (decision := self._decided(entries[i], later)) is not None:
+                    yield decision
 
-    def _check(
-        self, decision: Decision, entry: Entry, later: Sequence[tuple[Entry, float]]
-    ) -> None:
-        if decision.entry_id != entry.id or decision.successor not in {e.id for e, _ in later}:
+    def _decided(self, entry: Entry, queue: Queue) -> Decision | None:
+        """The updater's decision with the gens of its two entries, unless all stays as it is."""
+        decision = self.updater.decide(entry, queue)
+        if decision is None or decision.action == "keep":
+            return None
+        successor = next((e for e, _ in queue if e.id == decision.successor), None)
+        if successor is None or (decision.user_id, decision.entry_id) != (entry.user_id, entry.id):
             raise ComponentError(
                 f"{type(self.updater).__name__} decided for {decision.entry_id} with the successor "
-                f"{decision.successor}, expected {entry.id} and one of its {len(later)} later ones"
+                f"{decision.successor}, expected {entry.id} and one of its {len(queue)} later ones"
+            )
+        self._check(decision)
+        if decision.action == "update" and decision.text == entry.text:
+            return None
+        return replace(decision, gen=entry.gen, successor_gen=successor.gen)
+
+    def _check(self, decision: Decision) -> None:
+        updates = decision.action == "update"
+        if decision.action not in get_args(Action) or updates != bool(decision.text.strip()):
+            raise ComponentError(
+                f"{type(self.updater).__name__} decided {decision.action!r} with the text "
+                f"{decision.text!r} for {decision.entry_id}, expected one of {get_args(Action)}, "
+                "with a text if it is an update and without one if not"
             )
 
 
 class NoUpdater:
     """Keeps every entry."""
 
-    def decide(self, entry: Entry, queue: Sequence[tuple[Entry, float]]) -> Decision | None:
+    def decide(self, entry: Entry, queue: Queue) -> Decision | None:
         return None
-
-
-def apply_decisions(
-    entries: Sequence[Entry], decisions: Sequence[Decision], run_id: str
-) -> list[Entry]:
-    """The entries of one user that change, as they are to be written, with `gen` one higher.
-
-    `entries` are in their order. What is merged hands its sources on, through chains too; what is
-    superseded does not, for its sources do not say what its successor says.
-    """
-    by_id = {d.entry_id: d for d in decisions}
-    changed: dict[str, Entry] = {}
-    current = {e.id: e for e in entries}
-    for entry_id in [e.id for e in entries if e.id in by_id]:
-        decision, entry = by_id[entry_id], current[entry_id]
-        tombstone = replace(entry, superseded_by=decision.successor)
-        changed[entry_id] = current[entry_id] = tombstone
-        if decision.action == "merge":
-            heir = current[decision.successor]
-            absorbed = dict.fromkeys((*heir.absorbed, *entry.absorbed, *entry.sources))
-            new = tuple(source for source in absorbed if source not in heir.sources)
-            changed[heir.id] = current[heir.id] = replace(heir, absorbed=new)
-    return [replace(e, gen=e.gen + 1, changed_by=run_id) for e in changed.values()]

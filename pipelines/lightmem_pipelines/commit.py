@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 
 from lightmem_core.config import StoreConfig
+from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.types import History
 
@@ -56,11 +57,9 @@ class Committer:
         self.commits += 1
         return self.shard.insert(extracted, run_id)
 
-    def update(self, changed: list[Any]) -> int:
-        """Apply what the tasks of a sleep phase found, in one commit; return how many rows a
-        later write kept as they are."""
-        tables = ray.get(changed)
-        return self.shard.update(pa.concat_tables(tables))
+    def apply(self, change: Callable[[Shard], Any]) -> Any:
+        """Make a change that reads the shard as it now is; to make it again is harmless."""
+        return change(self.shard)
 
     def compact(self) -> None:
         self.shard.compact()
@@ -80,11 +79,6 @@ class Committers:
 
     def compact(self) -> None:
         ray.get([actor.compact.remote() for actor in self.actors])
-
-    def update(self, changed: dict[int, list[Any]]) -> int:
-        """Apply references to changed entries, by shard."""
-        calls = [self.actors[n].update.remote(tables) for n, tables in changed.items()]
-        return sum(ray.get(calls))
 
 
 class Commit:

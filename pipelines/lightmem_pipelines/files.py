@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob
 from pathlib import PurePosixPath
@@ -89,7 +90,8 @@ def _is_input(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """A folder per run. A file written twice under one name is replaced: retries are harmless."""
+    """A folder per run. A file is there whole or not at all, and one that is written twice under a
+    name is replaced: retries are harmless."""
 
     store_uri: str
     run_id: str
@@ -105,15 +107,34 @@ class RunFiles:
             system.delete_dir(folder)
 
     def write_rows(self, kind: str, name: str, rows: pa.Table) -> None:
-        system, folder = self._folder(kind)
-        system.create_dir(folder, recursive=True)
-        pq.write_table(rows, f"{folder}/{name}.parquet", filesystem=system)
+        with self._written(kind, f"{name}.parquet") as (system, path):
+            pq.write_table(rows, path, filesystem=system)
 
     def write_json(self, kind: str, name: str, value: Any) -> None:
+        written = self._written(kind, f"{name}.json")
+        with written as (system, path), system.open_output_stream(path) as stream:
+            stream.write(json.dumps(value).encode())
+
+    @contextmanager
+    def _written(self, kind: str, name: str) -> Iterator[tuple[fs.FileSystem, str]]:
+        """Where to write a file. Object stores show none before it is whole."""
         system, folder = self._folder(kind)
         system.create_dir(folder, recursive=True)
-        with system.open_output_stream(f"{folder}/{name}.json") as stream:
-            stream.write(json.dumps(value).encode())
+        if not isinstance(system, fs.LocalFileSystem):
+            yield system, f"{folder}/{name}"
+            return
+        unfinished = f"{folder}/.{name}.{os.getpid()}"
+        yield system, unfinished
+        system.move(unfinished, f"{folder}/{name}")
+
+    def names(self, kind: str) -> list[str]:
+        """The names of a kind's files, in their order."""
+        return [PurePosixPath(path).stem for path in self._listing(kind)[1]]
+
+    def rows_of(self, kind: str, name: str, columns: list[str] | None = None) -> pa.Table:
+        """The rows of one file."""
+        system, folder = self._folder(kind)
+        return pq.read_table(f"{folder}/{name}.parquet", columns=columns, filesystem=system)
 
     def read_rows(self, kind: str, schema: pa.Schema) -> pa.Table:
         """All rows of a kind; none where none were written."""
@@ -134,4 +155,5 @@ class RunFiles:
     def _listing(self, kind: str) -> tuple[fs.FileSystem, list[str]]:
         system, folder = self._folder(kind)
         selector = fs.FileSelector(folder, allow_not_found=True)
-        return system, sorted(item.path for item in system.get_file_info(selector))
+        found = (item for item in system.get_file_info(selector) if item.base_name[:1] != ".")
+        return system, sorted(item.path for item in found)

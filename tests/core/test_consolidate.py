@@ -1,6 +1,5 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,10 +8,10 @@ from hypothesis import strategies as st
 
 from lightmem_core.errors import ComponentError
 from lightmem_core.long_term import queues
-from lightmem_core.long_term.consolidate import Consolidation, NoUpdater, apply_decisions
+from lightmem_core.long_term.consolidate import Consolidation, NoUpdater
 from lightmem_core.long_term.queues import update_queues
 from lightmem_core.long_term.rules import DAY_MS, RuleUpdater
-from lightmem_core.types import Decision, Entry, Source, UserEntries
+from lightmem_core.types import Decision, Entry, UserEntries
 
 Make = Callable[..., Entry]
 
@@ -297,123 +296,78 @@ def test_no_updater_keeps_every_entry(user: Callable[..., UserEntries]):
     assert Consolidation(NoUpdater(), 20, 0.4)([user(*TALK)]) == [[]]
 
 
-# --- applying ----------------------------------------------------------------------------------
-
-
-def decided(entry_id: int, successor: int, action: str = "merge") -> Decision:
-    return Decision("ada", f"ada.{entry_id}", action, f"ada.{successor}", 1.0, "")  # pyright: ignore[reportArgumentType]
-
-
-def applied(entries: Sequence[Entry], *decisions: Decision) -> dict[str, Entry]:
-    changed = apply_decisions(entries, decisions, "run-7")
-    assert len({e.id for e in changed}) == len(changed)
-    return {e.id: e for e in entries} | {e.id: e for e in changed}
-
-
-def places(entry: Entry) -> list[int]:
-    return [s.position for s in (*entry.sources, *entry.absorbed)]
-
-
-def test_what_is_merged_keeps_its_sources_through_chains(user: Callable[..., UserEntries]):
-    entries = user(*"abcd").entries
-    after = applied(entries, decided(1, 3), decided(0, 1), decided(2, 3))
-    assert [after[f"ada.{n}"].superseded_by for n in range(4)] == ["ada.1", "ada.3", "ada.3", ""]
-    assert places(after["ada.3"])[0] == 3
-    assert sorted(places(after["ada.3"])) == [0, 1, 2, 3]
-
-
-def test_what_is_superseded_does_not_hand_on_its_sources(user: Callable[..., UserEntries]):
-    after = applied(user(*"abc").entries, decided(0, 1), decided(1, 2, "supersede"))
-    assert after["ada.1"].superseded_by == "ada.2"
-    assert places(after["ada.2"]) == [2]
-    assert sorted(places(after["ada.1"])) == [0, 1]
-
-
-def test_sources_are_handed_on_once(user: Callable[..., UserEntries]):
-    a, b, c = user(*"abc").entries
-    b = replace(b, absorbed=(Source("s1", 0),))
-    c = replace(c, sources=(*c.sources, *b.sources))
-    after = applied([a, b, c], decided(0, 2), decided(1, 2))
-    assert sorted(places(after["ada.2"])) == [0, 1, 2]
-
-
-def test_only_what_changes_is_written_with_one_more_gen(user: Callable[..., UserEntries]):
-    entries = [replace(e, gen=3) for e in user(*"abc").entries]
-    changed = apply_decisions(entries, [decided(0, 1)], "run-7")
-    assert sorted((e.id, e.gen, e.changed_by) for e in changed) == [
-        ("ada.0", 4, "run-7"),
-        ("ada.1", 4, "run-7"),
-    ]
-    superseded = apply_decisions(entries, [decided(0, 1, "supersede")], "run-7")
-    assert [e.id for e in superseded] == ["ada.0"]
-    assert apply_decisions(entries, [], "run-7") == []
-
-
-def test_an_entry_keeps_its_text_and_with_it_its_vector(user: Callable[..., UserEntries]):
-    entries = user(*TALK).entries
-    (found,) = STAGE([UserEntries("ada", entries)])
-    before = {e.id: e for e in entries}
-    changed = apply_decisions(entries, found, "run-7")
-    assert len(changed) == 4
-    for after in changed:
-        old = before[after.id]
-        assert after.vector is old.vector
-        kept = replace(
-            after, gen=old.gen, changed_by="", absorbed=old.absorbed, superseded_by="", vector=None
-        )
-        assert repr(kept) == repr(old)
-
-
-@settings(max_examples=100, deadline=None)
-@given(said=st.lists(st.integers(0, 4), min_size=1, max_size=12))
-def test_consolidating_loses_no_source(said: list[int], entry: Make):
-    entries = tuple(
-        entry(f"Fact {number}.", at, vector=EXACT[0], id=f"ada.{at}")
-        for at, number in enumerate(said)
-    )
-    (found,) = STAGE([UserEntries("ada", entries)])
-    after = applied(entries, *found)
-    active = [e for e in after.values() if e.active]
-    assert len(active) == len(set(said))
-    assert sorted(p for e in active for p in places(e)) == list(range(len(said)))
-    assert {e.text for e in active} == {e.text for e in entries}
-    later = {e.id: e.order for e in entries}
-    assert all(later[d.entry_id] < later[d.successor] for d in found)
-
-
-def test_a_second_night_finds_nothing_left_to_do(user: Callable[..., UserEntries]):
-    row = user(*TALK)
-    (found,) = STAGE([row])
-    rest = tuple(e for e in applied(row.entries, *found).values() if e.active)
-    assert all(a.order < b.order for a, b in pairwise(rest))
-    assert STAGE([UserEntries("ada", rest)]) == [[]]
+# --- what an updater may decide -----------------------------------------------------------------
 
 
 class Decides:
-    """An updater that answers with what it was given."""
+    """An updater that answers with what it was given, and remembers whom it was asked about."""
 
-    def __init__(self, action: str, successor: str | None = None):
-        self.action, self.successor = action, successor
+    def __init__(self, action: str, successor: str = "", text: str = "", user: str = ""):
+        self.action, self.successor, self.text, self.user = action, successor, text, user
+        self.asked: list[str] = []
 
     def decide(self, entry: Entry, queue: Sequence[tuple[Entry, float]]) -> Decision:
+        self.asked.append(entry.id)
         successor = self.successor or queue[0][0].id
-        return Decision(entry.user_id, entry.id, self.action, successor, 1.0, "given")
+        user = self.user or entry.user_id
+        return Decision(user, entry.id, self.action, successor, 1.0, "given", self.text)  # pyright: ignore[reportArgumentType]
 
 
-def twins(entry: Make) -> tuple[Entry, ...]:
-    vector = np.ones(1, np.float32)
-    return tuple(replace(entry("It rains.", n), vector=vector) for n in (1, 2))
+def judged_by(updater: Decides, row: UserEntries, new: set[str] | None = None) -> list[Decision]:
+    (found,) = Consolidation(updater, k=2, theta=0.4)([row], new)
+    return found
 
 
-def test_an_updater_that_keeps_changes_nothing(entry: Make):
-    pair = twins(entry)
-    assert Consolidation(Decides("keep"), k=5, theta=0.4)([UserEntries("ada", pair)]) == [[]]
+def test_an_updater_that_keeps_changes_nothing(user: Callable[..., UserEntries]):
+    assert judged_by(Decides("keep"), user(*"ab")) == []
+    assert judged_by(Decides("update", text="a"), user(*"ab")) == []
 
 
-def test_an_updater_must_name_a_later_entry_as_successor(entry: Make):
-    pair = twins(entry)
-    with pytest.raises(ComponentError, match="one of its 1 later ones"):
-        Consolidation(Decides("merge", "elsewhere"), k=5, theta=0.4)([UserEntries("ada", pair)])
+@pytest.mark.parametrize("wrong", [{"successor": "ada.0"}, {"successor": "x"}, {"user": "bob"}])
+def test_an_updater_must_name_the_entry_and_a_later_one(
+    user: Callable[..., UserEntries], wrong: dict[str, str]
+):
+    with pytest.raises(ComponentError, match=r"expected ada\.0 and one of its 1 later ones"):
+        judged_by(Decides("merge", **wrong), user(*"ab"))
+
+
+@pytest.mark.parametrize(
+    ("action", "text"),
+    [("forget", ""), ("update", ""), ("update", " "), ("merge", "new"), ("delete", "new")],
+)
+def test_an_updater_must_decide_what_there_is_with_a_text_for_an_update_alone(
+    user: Callable[..., UserEntries], action: str, text: str
+):
+    with pytest.raises(ComponentError, match=f"Decides decided '{action}' with the text '{text}'"):
+        judged_by(Decides(action, text=text), user(*"ab"))
+
+
+def test_a_decision_carries_the_gens_of_the_entries_that_were_judged(
+    user: Callable[..., UserEntries],
+):
+    first, second = user(*"ab").entries
+    row = UserEntries("ada", (replace(first, gen=3), replace(second, gen=5)))
+    (found,) = judged_by(Decides("update", text="a b"), row)
+    assert (found.text, found.gen, found.successor_gen) == ("a b", 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("new", "asked"),
+    [
+        (None, ["ada.0", "ada.1", "ada.2", "ada.3"]),
+        (set(), []),
+        ({"ada.4"}, ["ada.2", "ada.3"]),
+        ({"ada.0"}, ["ada.0"]),
+        ({"ada.2", "other"}, ["ada.0", "ada.1", "ada.2"]),
+    ],
+)
+def test_only_queues_with_a_new_entry_at_their_head_or_in_them_are_judged(
+    user: Callable[..., UserEntries], new: set[str] | None, asked: list[str]
+):
+    """All vectors are the same, so that each queue holds the next two entries."""
+    updater = Decides("keep")
+    judged_by(updater, user(*"abcde"), new)
+    assert updater.asked == asked
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ from pydantic import BaseModel
 from lightmem_core import factory
 from lightmem_core.config import Config, MemoryConfig
 from lightmem_core.history import ordered_history
-from lightmem_core.long_term.consolidate import Consolidation, apply_decisions
+from lightmem_core.long_term.apply import Phase, apply_decisions
+from lightmem_core.long_term.consolidate import Consolidation
 from lightmem_core.long_term.embed import Embedding
 from lightmem_core.long_term.retrieve import Query, Retrieval
 from lightmem_core.long_term.rules import RuleUpdater
@@ -164,7 +165,7 @@ def test_what_is_superseded_stays_with_its_history(
     shard.insert(to_table(rows, Extracted), "run-1")
     held = shard.entries_of(["ada"])
     (decisions,) = Consolidation(RuleUpdater(), 20, -1)([UserEntries("ada", tuple(held))])
-    shard.update(to_table(apply_decisions(held, decisions, "night-1"), Entry))
+    shard.update(to_table(apply_decisions(held, decisions, Phase("night-1")).changed, Entry))
     kept = {e.text: e for e in shard.entries_of(["ada"], tombstones=True)}
     assert sorted(kept) == sorted(TALK)
     old, new = kept["I live in Porto."], kept["I live in Lima."]
@@ -180,10 +181,10 @@ def test_decisions_are_taken_on_what_was_read(
     before = [repr(e) for e in held]
     stage = Consolidation(RuleUpdater(), 20, 0.4)
     (decisions,) = stage([UserEntries("ada", held)])
-    first = apply_decisions(held, decisions, "night-1")
+    first = apply_decisions(held, decisions, Phase("night-1")).changed
     assert [repr(e) for e in held] == before
     assert stage([UserEntries("ada", held)]) == [decisions]
-    again = apply_decisions(held, decisions[::-1], "night-1")
+    again = apply_decisions(held, decisions[::-1], Phase("night-1")).changed
     assert {repr(e) for e in again} == {repr(e) for e in first}
 
 
@@ -201,7 +202,7 @@ def test_of_two_entries_of_equal_time_one_stays(told: Callable[..., History]):
     held = tuple(sorted(entries_of(rows), key=lambda e: e.order))
     assert len({e.said_at for e in held}) == 1
     (decisions,) = Consolidation(RuleUpdater(), 20, -1)([UserEntries("ada", held)])
-    changed = {e.id: e for e in apply_decisions(held, decisions, "night-1")}
+    changed = {e.id: e for e in apply_decisions(held, decisions, Phase("night-1")).changed}
     active = [e.text for e in held if changed.get(e.id, e).active]
     assert active == ["I live in Lima.", "It rains."]
 

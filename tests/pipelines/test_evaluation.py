@@ -10,7 +10,7 @@ import pytest
 from lightmem_core.config import Config
 from lightmem_core.encoders.hashing import HashEmbedder, WordTokenizer
 from lightmem_core.errors import InputError, StoreError
-from lightmem_core.long_term.consolidate import apply_decisions
+from lightmem_core.long_term.apply import Phase, apply_decisions
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.schema import to_table
 from lightmem_core.types import Decision, Entry, Extracted, Message, Source, stable_id
@@ -313,8 +313,9 @@ def slept(entries: list[Entry]) -> list[Entry]:
     by_order = sorted(entries, key=lambda e: e.order)
     first, heir = by_order[0], by_order[2]
     decision = Decision("ada", first.id, "merge", heir.id, 1.0, "same words")
-    changed = {e.id: e for e in apply_decisions(by_order, [decision], "sleep-1")}
-    return [changed.get(e.id, e) for e in by_order]
+    changed = apply_decisions(by_order, [decision], Phase("sleep-1")).changed
+    by_id = {e.id: e for e in changed}
+    return [by_id.get(e.id, e) for e in by_order]
 
 
 def filled(folder: Path, path: str, dataset: str = "locomo", entries: bool = True) -> Config:
