@@ -32,21 +32,18 @@ def texts_in(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-def redacted(value: Any, user_id: str) -> Any:
-    """A JSON value with a user's id replaced, where it is a value, a key or quoted in a text.
-
-    The names of input files stay as they are.
-    """
+def redacted(value: Any, user_id: str, key: str = "") -> Any:
+    """The JSON value of a key with a user's id replaced where it is a value, stands quoted in a
+    text, or is a key of what is told by user. The names of input files stay as they are."""
+    hidden = pseudonym(user_id)
     if isinstance(value, str):
-        if value == user_id:
-            return pseudonym(user_id)
-        return value.replace(repr(user_id), repr(pseudonym(user_id)))
-    if isinstance(value, list):
-        return [redacted(item, user_id) for item in value]
+        return hidden if value == user_id else value.replace(repr(user_id), repr(hidden))
+    if isinstance(value, list) and key != FILES:
+        return [redacted(item, user_id, key) for item in value]
     if isinstance(value, dict):
         return {
-            redacted(key, user_id): item if key == FILES else redacted(item, user_id)
-            for key, item in value.items()
+            hidden if name == user_id and "user" in key else name: redacted(item, user_id, name)
+            for name, item in value.items()
         }
     return value
 

@@ -248,11 +248,16 @@ def test_a_raw_row_without_an_owner_goes_by_its_place_in_the_input():
 
 
 def test_a_value_is_redacted_wherever_it_stands():
-    value = {"eve": [1, "eve", {"who": "eve"}], "n": 3, "sources": ["eve"], "t": "event"}
+    value = {
+        "by_user": {"eve": [1, "eve", {"who": "eve"}], "bob": 2},
+        "eve": 3,
+        "sources": ["eve"],
+        "text": "of 'eve', not of 'event'",
+    }
     hidden = pseudonym("eve")
     assert redacted(value, "eve") == {
-        hidden: [1, hidden, {"who": hidden}],
-        "n": 3,
+        "by_user": {hidden: [1, hidden, {"who": hidden}], "bob": 2},
+        "eve": 3,
         "sources": ["eve"],
-        "t": "event",
+        "text": f"of '{hidden}', not of 'event'",
     }

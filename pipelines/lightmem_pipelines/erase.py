@@ -1,0 +1,201 @@
+"""Erase a user from a store: its tables, its ledger and the files that runs left beside it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from lightmem_core.config import Config
+from lightmem_core.errors import StoreError
+from lightmem_core.long_term.erase import erase_from_ledger, erase_rows
+from lightmem_core.long_term.mentions import Traces, pseudonym, redacted
+from lightmem_core.long_term.runs import Run
+from lightmem_core.long_term.store import MemoryStore
+from lightmem_core.long_term.tables import of_users, read_batches
+from lightmem_core.types import stable_id
+from lightmem_pipelines.files import filesystem
+from lightmem_pipelines.running import running
+
+PARTS = ".parts"  # beside the runs: where files are while they are written again
+BATCH_ROWS = 4_096
+BUFFER_BYTES = 1 << 20
+
+
+@dataclass
+class ErasedFiles:
+    """`rows` of the user were found in the files of runs; `files` were written again or removed."""
+
+    files: int = 0
+    rows: int = 0
+
+
+def erase(config: Config, user_id: str, alone: bool = False) -> Run:
+    """Erase all that the store holds of a user, and return the finished run.
+
+    What an interrupted erase left is finished by another one. Raise StoreError naming what is left.
+    """
+    store = MemoryStore.open(config.memory.store)
+    with running(store, "erase", {"user": pseudonym(user_id)}) as run:
+        traces = Traces(user_id, _sources(store, user_id))  # the rows that tell them go last
+        files = erase_files(config.memory.store.uri, traces, alone)
+        ledger = erase_from_ledger(store, user_id)
+        tables = erase_rows(store, user_id, alone)
+        _check_run_files(config.memory.store.uri, traces)
+        run.report = {
+            "tables": [asdict(table) for table in tables],
+            "run_files": asdict(files),
+            "runs_named": ledger,
+            "searched": "files" if "://" not in config.memory.store.uri else "rows",
+        }
+    return run.finished
+
+
+def _sources(store: MemoryStore, user_id: str) -> frozenset[str]:
+    messages = store.shard_for(user_id).messages
+    batches = read_batches(messages, of_users([user_id]), ["source"])
+    return frozenset(place for batch in batches for place in batch["source"].to_pylist())
+
+
+def run_paths(uri: str) -> tuple[fs.FileSystem, list[str]]:
+    """The files that runs left beside the tables, and where they are."""
+    system, root = filesystem(uri)
+    selector = fs.FileSelector(f"{root}/_runs", recursive=True, allow_not_found=True)
+    found = system.get_file_info(selector)
+    return system, sorted(item.path for item in found if item.type == fs.FileType.File)
+
+
+def erase_files(uri: str, traces: Traces, alone: bool = False) -> ErasedFiles:
+    """Write the files of runs again without the user's rows; those left empty are removed, and
+    with `alone` those that were cut off while they were written."""
+    system, paths = run_paths(uri)
+    parts = f"{filesystem(uri)[1]}/_runs/{PARTS}"
+    erased = ErasedFiles()
+    for path in paths:
+        file = RunFile(system, path, traces)
+        if not file.finished:
+            if alone or PARTS in PurePosixPath(path).parts:  # of an erase: there is one at a time
+                system.delete_file(path)
+        elif rows := file.count():
+            file.rewrite(f"{parts}/.{stable_id(path)}")
+            erased.rows += rows
+            erased.files += 1
+    return erased
+
+
+def _check_run_files(uri: str, traces: Traces) -> None:
+    system, paths = run_paths(uri)
+    for path in paths:
+        file = RunFile(system, path, traces)
+        if not file.finished:
+            raise StoreError(
+                f"{path} is being written or was cut off, and may hold the user: when nothing "
+                "writes to the store, erase again with --alone"
+            )
+        if file.count():
+            raise StoreError(f"{path} still holds the user: end its run, and erase again")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFile:
+    """A Parquet, JSON or JSON lines file, and what tells the rows that must go."""
+
+    system: fs.FileSystem
+    path: str
+    traces: Traces
+
+    @property
+    def finished(self) -> bool:
+        """Whether the file is whole. What is being written has a name that starts with a dot."""
+        if PurePosixPath(self.path).name.startswith("."):
+            return False
+        try:
+            if self.path.endswith(".parquet"):
+                pq.read_metadata(self.path, filesystem=self.system)
+            elif self.path.endswith(".json"):
+                json.loads(b"".join(self._lines()))
+        except (pa.ArrowInvalid, ValueError):
+            return False
+        return True
+
+    def count(self) -> int:
+        """Rows of the user; for a JSON value 1 if it names the user. Raise StoreError where a file
+        of no known kind does."""
+        if self.path.endswith(".parquet"):
+            return sum(pc.sum(mask).as_py() or 0 for _, mask in self._batches())  # pyright: ignore[reportAttributeAccessIssue]
+        if self.path.endswith(".jsonl"):
+            return sum(self._goes(line) for line in self._lines())
+        text = b"".join(self._lines())
+        if self.path.endswith(".json"):
+            return int(redacted(json.loads(text), self.traces.user_id) != json.loads(text))
+        if self.traces.user_id.encode("utf-8", "surrogatepass") in text:
+            raise StoreError(f"{self.path} may name the user, and is of no kind that runs write")
+        return 0
+
+    def rewrite(self, part: str) -> None:
+        """Replace the file at once by what is left of it."""
+        self.system.create_dir(str(PurePosixPath(part).parent), recursive=True)
+        if self.path.endswith(".parquet"):
+            kept = self._write_parquet(part)
+        else:
+            kept = self._write_text(part)
+        if kept:
+            self.system.move(part, self.path)
+        else:
+            self.system.delete_file(part)
+            self.system.delete_file(self.path)
+
+    def _write_parquet(self, part: str) -> int:
+        kept = 0
+        with self.system.open_input_file(self.path) as file:
+            schema = pq.ParquetFile(file).schema_arrow
+        with pq.ParquetWriter(part, schema, filesystem=self.system) as writer:
+            for batch, mask in self._batches():
+                rows = batch.filter(pc.invert(mask))  # pyright: ignore[reportAttributeAccessIssue]
+                if len(rows):
+                    writer.write_batch(rows)
+                kept += len(rows)
+        return kept
+
+    def _write_text(self, part: str) -> int:
+        if self.path.endswith(".jsonl"):
+            lines = (line for line in self._lines() if not self._goes(line))
+        else:
+            value = redacted(json.loads(b"".join(self._lines())), self.traces.user_id)
+            lines = iter([json.dumps(value).encode()])
+        kept = 0
+        with self.system.open_output_stream(part) as stream:
+            for line in lines:
+                stream.write(line)
+                kept += 1
+        return kept
+
+    def _batches(self) -> Iterator[tuple[pa.RecordBatch, pa.BooleanArray]]:
+        """The rows in batches, each with whether they are the user's."""
+        with self.system.open_input_file(self.path) as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=BATCH_ROWS):
+                if "user_id" in batch.schema.names:
+                    own = pc.equal(batch["user_id"], self.traces.user_id)  # pyright: ignore[reportAttributeAccessIssue]
+                    yield batch, pc.fill_null(own, False)
+                else:
+                    yield batch, pa.array(map(self.traces.owns, batch.to_pylist()), pa.bool_())
+
+    def _lines(self) -> Iterator[bytes]:
+        """The lines of a text, each with its end."""
+        with self.system.open_input_stream(self.path) as stream:
+            yield from io.BufferedReader(cast(io.RawIOBase, stream), BUFFER_BYTES)
+
+    def _goes(self, line: bytes) -> bool:
+        try:
+            row: Any = json.loads(line)
+        except ValueError:
+            row = {"raw": line.decode("utf-8", "replace")}
+        return self.traces.owns(row if isinstance(row, dict) else {"raw": json.dumps(row)})

@@ -1,0 +1,132 @@
+"""Erase, export and import as a person uses them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lightmem_core import Config, factory, load_config
+from lightmem_core.errors import StoreError
+from lightmem_core.formats import Rejected
+from lightmem_core.long_term.embed import encode
+from lightmem_core.long_term.runs import Run
+from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_core.schema import to_table
+from lightmem_core.types import Decision, Entry, Extracted, Message, Source
+from lightmem_pipelines.erase import erase
+from lightmem_pipelines.files import RunFiles
+
+FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
+USERS = ("ada", "eve-the-erased")
+
+
+def lightmem(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from lightmem_pipelines.cli import main; main()", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A store with two users, as a backfill and a sleep phase leave it; no Ray is needed."""
+    config = load_config(FAKES, uri=str(tmp_path / "store"))
+    embedder = factory.embedder(config.memory)
+    store = MemoryStore.create(config.memory.store, VectorModel.of(embedder))
+    for user in USERS:
+        (vector,) = encode(embedder, [f"{user} likes tea"])
+        store.shard_for(user).insert(to_table([_extracted(user, vector)], Extracted), "backfill-1")
+    files = RunFiles(config.memory.store.uri, "sleep-1")
+    decisions = [Decision(user, f"e-{user}", "merge", "x", 0.9, "same") for user in USERS]
+    files.write_rows("decisions", "both", to_table(decisions, Decision))
+    files.write_rows("decisions", "eve", to_table(decisions[1:], Decision))
+    files.write_json("users", "known", {"users": dict.fromkeys(USERS, 1)})
+    store.runs.write(Run("sleep-1", "sleep", "done", 1, 2, {"user_id": USERS[1]}))
+    bad = [
+        Rejected("in:1", "bad_json", "", '{"user_id": "eve-the-erased", "content": "secr'),
+        Rejected("in:2", "missing_user", "", '{"content": "by ada", "for": "eve-the-erased"}'),
+        Rejected("in:3", "bad_time", "", '{"user_id": "ada", "content": "eve-the-erased"}'),
+        Rejected("in:eve-the-erased", "wrong_type", "", '{"content": 3}'),
+    ]
+    RunFiles(config.memory.store.uri, "backfill-1").write_rows(
+        "quarantine", "in", to_table(bad, Rejected)
+    )
+    return config
+
+
+def _extracted(user: str, vector: np.ndarray) -> Extracted:
+    said = Message(
+        user, "s", 0, "user", f"{user} likes tea", 1, source=f"in:{user}", id=f"m-{user}"
+    )
+    entry = Entry(
+        f"e-{user}-0123456789", user, "s", 0, 0, user, f"{user} likes tea", "", 1, None,
+        (Source("s", 0, said.id),), vector=vector,
+    )  # fmt: skip
+    return Extracted(user, (replace(said, state="stored"),), (entry,))
+
+
+def left_of_runs(config: Config) -> dict[str, pa.Table]:
+    folder = Path(config.memory.store.uri) / "_runs"
+    return {str(p.relative_to(folder)): pq.read_table(p) for p in folder.rglob("*.parquet")}
+
+
+def test_a_user_goes_from_the_tables_the_ledger_and_the_files_of_runs(config: Config):
+    before = left_of_runs(config)
+    run = erase(config, "eve-the-erased")
+    assert {t["name"]: t["rows"] for t in run.report["tables"]}["entries_0000"] == 1
+    assert run.report["run_files"] == {"files": 4, "rows": 6}
+    assert run.report["runs_named"] == 1
+    left = left_of_runs(config)
+    assert left.keys() == {"sleep-1/decisions/both.parquet", "backfill-1/quarantine/in.parquet"}
+    assert left["sleep-1/decisions/both.parquet"] == before["sleep-1/decisions/both.parquet"][:1]
+    assert left["backfill-1/quarantine/in.parquet"]["source"].to_pylist() == ["in:3"]
+    assert left["backfill-1/quarantine/in.parquet"] == before[
+        "backfill-1/quarantine/in.parquet"
+    ].slice(2, 1)
+    (known,) = RunFiles(config.memory.store.uri, "sleep-1").read_json("users")
+    assert list(known["users"].values()) == [1, 1]
+    folder = Path(config.memory.store.uri)
+    files = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".parquet"]
+    assert not [p for p in files if b"eve-the-erased" in p.read_bytes()]
+    again = erase(config, "eve-the-erased")
+    assert again.report["run_files"] == {"files": 0, "rows": 0}
+    assert left_of_runs(config) == left
+
+
+@pytest.mark.parametrize("name", [".half.parquet.77", "half.parquet"])
+def test_a_file_that_was_cut_off_is_named_and_goes_when_nothing_else_writes(
+    config: Config, name: str
+):
+    place = Path(config.memory.store.uri) / "_runs" / "sleep-1" / "decisions" / name
+    whole = next(place.parent.glob("*.parquet")).read_bytes()
+    place.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match=r"half.* was cut off, and may hold the user.*--alone"):
+        erase(config, "eve-the-erased")
+    erase(config, "eve-the-erased", alone=True)
+    assert not place.exists()
+    assert "sleep-1/decisions/both.parquet" in left_of_runs(config)
+
+
+def test_the_commands_export_import_and_erase(config: Config, tmp_path: Path):
+    options = ("--config", str(FAKES), "--store", config.memory.store.uri, "--json")
+    out = str(tmp_path / "out")
+    exported = lightmem("export", "eve-the-erased", "--to", out, "--format", "jsonl", *options)
+    assert json.loads(exported.stdout)["rows"] == {"messages": 1, "entries": 1, "versions": 0}
+    asked = lightmem("erase", "eve-the-erased", *options, input="n\n")
+    assert (asked.returncode, asked.stdout) == (1, "")
+    erased = json.loads(lightmem("erase", "eve-the-erased", "--yes", *options).stdout)
+    assert (erased["status"], erased["searched"]) == ("done", "files")
+    assert "eve" not in json.dumps(erased)
+    gone = lightmem("export", "eve-the-erased", "--to", str(tmp_path / "no"), *options)
+    assert (gone.returncode, gone.stderr.count("\n")) == (1, 1)
+    back = json.loads(lightmem("import", out, *options).stdout)
+    assert back["rows"]["entries"] == {"added": 1, "renewed": 0, "kept": 0}
+    hits = json.loads(lightmem("search", "eve-the-erased", "tea", *options).stdout)
+    assert [hit["memory"] for hit in hits] == ["eve-the-erased likes tea"]
