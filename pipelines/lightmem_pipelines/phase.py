@@ -81,7 +81,8 @@ class SleepPhase:
         scope = Scope.of(self.store, self.run)
         planned = set(self.files.names("planned"))
         missing = [n for n in range(self.store.shard_count) if f"{n:04}" not in planned]
-        _in_turn(partial(plan_shard.remote, self.config, scope, number) for number in missing)
+        plan = ray.remote(num_cpus=1, max_retries=3)(plan_shard)
+        _in_turn(partial(plan.remote, self.config, scope, number) for number in missing)
         monitor = start_monitor()
         entries = sum(shard["entries"] for shard in self.files.read_json("planned"))
         with shown(monitor, partial(_line, entries), progress):

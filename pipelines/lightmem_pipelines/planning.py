@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from lightmem_core.config import Config
 from lightmem_core.long_term.runs import Run
@@ -72,7 +71,6 @@ def _covered(store: MemoryStore, run: Run, user_id: str | None) -> Covered:
     return Covered(at, run_id, own)
 
 
-@ray.remote(num_cpus=1, max_retries=3)
 def plan_shard(config: Config, scope: Scope, number: int) -> None:
     """Save what is to be judged in a shard, and what is seen of what came in shortly before."""
     shard = MemoryStore.open(config.memory.store).shard(number)
@@ -161,7 +159,7 @@ def _plan(found: _Found, limit: int) -> tuple[pa.Table, int]:
     """The users to visit in portions, the most work first, and how many portions these are."""
     visited = found.visited()
     sizes = {user: found.entries[user] for user in sorted(visited)}
-    portions = sorted(_portions(sizes, limit), key=lambda p: -sum(_work(sizes[u]) for u in p))
+    portions = sorted(portions_of(sizes, limit), key=lambda p: -sum(_work(sizes[u]) for u in p))
     rows = [(number, user) for number, users in enumerate(portions) for user in users]
     columns = {
         "portion": [number for number, _ in rows],
@@ -176,7 +174,7 @@ def _work(entries: int) -> float:
     return entries * (1 + entries / SQUARE)
 
 
-def _portions(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
+def portions_of(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
     """Users of one shard in portions of about equal work."""
     held: list[str] = []
     work = 0.0
