@@ -24,7 +24,7 @@ STEPS: tuple[StepName, ...] = ("compress", "segment", "buffer", "extract", "embe
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Component(Model):
@@ -35,11 +35,27 @@ class Component(Model):
 
 
 class StoreConfig(Model):
-    """Where memories live. `shards` is fixed when the store is made; a laptop needs one."""
+    """Where memories live. `shards` is fixed when the store is made; a laptop needs one.
+
+    `storage_options` are LanceDB's, for a `uri` on object storage: aws_endpoint, aws_region,
+    allow_http, aws_access_key_id, aws_secret_access_key and others. What they do not say comes
+    from the environment (AWS_*). They are never shown.
+    """
 
     uri: str = "./lightmem-store"
     shards: int = Field(default=1, ge=1, le=4096)
-    storage_options: dict[str, str] = {}
+    storage_options: dict[str, str] = Field(default={}, repr=False)
+
+    @field_validator("storage_options", mode="before")
+    @classmethod
+    def _as_text(cls, options: Any) -> Any:
+        """YAML reads `true` and `123` as other than text."""
+        if not isinstance(options, Mapping):
+            return options
+        return {
+            key: str(value).lower() if isinstance(value, bool | int) else value
+            for key, value in options.items()
+        }
 
 
 class QueueConfig(Model):

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from lightmem_core.config import StoreConfig
 from lightmem_core.errors import StoreError
+from lightmem_core.long_term.objects import check_store
 from lightmem_core.long_term.runs import RunLedger
 from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.tables import entry_schema, message_schema, version_schema
@@ -120,6 +121,7 @@ class MemoryStore:
     @classmethod
     def create(cls, config: StoreConfig, model: VectorModel) -> MemoryStore:
         """Open the store, making it first where there is none."""
+        check_store(config, write=True)
         database = connect(config)
         if MANIFEST not in table_names(database):
             for shard in range(config.shards):
@@ -132,6 +134,7 @@ class MemoryStore:
     @classmethod
     def open(cls, config: StoreConfig, model: VectorModel | None = None) -> MemoryStore:
         """Raise StoreError where there is no store, or one of other vectors or another version."""
+        check_store(config)
         local = "://" not in config.uri
         database = None if local and not Path(config.uri).exists() else connect(config)
         if database is None or MANIFEST not in table_names(database):
