@@ -33,6 +33,11 @@ class EntryHistory:
     def states(self) -> list[Entry]:
         return [*(version.entry for version in self.versions), self.entry]
 
+    @property
+    def since(self) -> list[int]:
+        """When each of the states began to hold."""
+        return [held_since(state) for state in self.states]
+
 
 def history(store: MemoryStore, entry_id: str) -> EntryHistory:
     """Find an entry as `find_entry` does, with all that it was."""

@@ -15,7 +15,10 @@ import click
 from lightmem_core.errors import ConfigError, LightMemError
 from lightmem_core.formats import FORMATS
 from lightmem_pipelines import output
+from lightmem_pipelines.cli_data import data_commands
+from lightmem_pipelines.cli_history import history, undo
 from lightmem_pipelines.cli_reembed import reembed
+from lightmem_pipelines.cli_sleep import sleep
 from lightmem_pipelines.options import common, config_of, notes_shown, print_result
 from lightmem_pipelines.times import TIME, last_moment
 
@@ -56,26 +59,12 @@ def backfill(
 
 
 @lightmem.command()
-@click.option("--user", metavar="USER", help="Only this user's memories; default: everyone's.")
-@click.option("--no-progress", is_flag=True, help="Show no progress.")
-@common
-def sleep(
-    user: str | None, no_progress: bool, path: str | None, store: str | None, as_json: bool
-) -> None:
-    """Consolidate memories: merge what was said again, supersede what has changed."""
-    from lightmem_pipelines.sleep import SleepRequest, sleep
-
-    with notes_shown():
-        run = sleep(config_of(path, store), SleepRequest(user, not no_progress and not as_json))
-    print_result(output.run_json(run), output.run_text(run), as_json)
-
-
-@lightmem.command()
 @click.argument("user")
 @click.argument("text")
 @click.option("--limit", default=5, show_default=True, type=click.IntRange(1), help="How many.")
 @click.option("--since", type=TIME, help="Said at this time or later (ISO 8601; a day is UTC).")
 @click.option("--until", type=TIME, help="Said at this time or earlier; a day counts whole.")
+@click.option("--as-of", type=TIME, help="As the memories were at this time; a day counts whole.")
 @common
 def search(
     user: str, text: str, path: str | None, store: str | None, as_json: bool, **bounds: Any
@@ -84,13 +73,14 @@ def search(
     from lightmem_core import factory
     from lightmem_core.long_term.retrieve import Query
 
-    since, until = bounds["since"], bounds["until"]
+    since, until, as_of = bounds["since"], bounds["until"], bounds["as_of"]
     query = Query(
         user,
         text,
         bounds["limit"],
         since.at if since else None,
         last_moment(until) if until else None,
+        last_moment(as_of) if as_of else None,
     )
     hits = factory.retrieval(config_of(path, store).memory)([query])[0]
     print_result([output.hit_json(hit) for hit in hits], output.hits_text(hits, user), as_json)
@@ -140,7 +130,13 @@ def evaluate(dataset: str, file: str, path: str | None, store: str | None, as_js
     print_result(measured.as_dict(), render_text(measured), as_json)
 
 
+lightmem.add_command(sleep)
 lightmem.add_command(reembed)
+lightmem.add_command(history)
+lightmem.add_command(undo)
+
+for data_command in data_commands:
+    lightmem.add_command(data_command)
 
 
 def main() -> None:

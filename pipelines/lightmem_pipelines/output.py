@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lightmem_core.long_term.render import entry_line
 from lightmem_pipelines.durations import duration
 from lightmem_pipelines.output_reembed import reembed_lines
+from lightmem_pipelines.output_sleep import reason_lines, sleep_lines
+from lightmem_pipelines.output_undo import undo_lines
 
 if TYPE_CHECKING:
     from lightmem_core.long_term.provenance import Provenance
@@ -128,9 +130,15 @@ def run_text(run: Run) -> str:
     head = f"{run.kind} {run.status}: {run.id}"
     if "error" in run.report:
         return f"{head}\n  {run.report['error']}"
-    bodies = {"backfill": _backfill_lines, "sleep": _sleep_lines, "reembed": reembed_lines}
+    bodies = {
+        "backfill": _backfill_lines,
+        "sleep": _sleep_lines,
+        "reembed": reembed_lines,
+        "undo": undo_lines,
+    }
     body = bodies.get(run.kind)
-    return "\n".join([head, *(body(run.report) if body and run.report else [])])
+    tail = [f"apply it with `lightmem sleep --apply {run.id}`"] if run.status == "planned" else []
+    return "\n".join([head, *(body(run.report) if body and run.report else []), *tail])
 
 
 def _backfill_lines(report: dict[str, Any]) -> list[str]:
@@ -159,18 +167,9 @@ def _backfill_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _sleep_lines(report: dict[str, Any]) -> list[str]:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report["reasons"].items()))
-    left = report["entries"] - report["merged"] - report["superseded"]
-    lines = [
-        f"  entries     {report['entries']:>9,} of {report['users']:,} users",
-        f"            - {report['merged']:>9,} merged into a later one that says the same",
-        f"            - {report['superseded']:>9,} superseded by a later statement",
-        f"            = {left:>9,} active",
-        *_llm_lines(report["llm"], report["seconds"]),
-    ]
-    if reasons:
-        lines.append(f"  reasons     {reasons}; every decision is in {report['decisions']}")
-    return lines
+    llm = _llm_lines(report["llm"], report["seconds"])
+    lines = [*sleep_lines(report), *llm, *reason_lines(report)]
+    return lines if report["applied"] else [*lines, "  nothing is changed yet"]
 
 
 def _llm_lines(llm: dict[str, int], seconds: float) -> list[str]:
