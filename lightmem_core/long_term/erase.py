@@ -2,13 +2,15 @@
 
 A delete alone hides rows: the data files, the pages of an index, the delete's own filter and all
 older versions keep them. So what holds the user is rewritten, and everything older is dropped.
+Nothing else may write meanwhile: a commit that started on a version which is gone cannot see what
+it conflicts with, and would store rows twice. `lease.ERASING` keeps the other runs away.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import islice
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 EVERY_RUN = 1_000_000
-TRIES = 8  # of a rewrite that another writer's commit preempts
-WAIT_SECONDS = 0.2  # before the second try, and longer each time
 SOUGHT_IDS = 10  # of a user's rows in each table, whose letters are looked for in all files
 SHARDED = re.compile(r"_(\d{4,})(_g\d+)?$")
 USER_COLUMNS = {"user_id", "values", "min", "max"}  # of data files, and of an index on user_id
@@ -46,16 +46,16 @@ class ErasedTable:
     old_versions: int
 
 
-def erase_rows(store: MemoryStore, user_id: str, alone: bool = False) -> list[ErasedTable]:
-    """Remove a user's rows from every table, physically; again, what an earlier try left.
+def erase_rows(store: MemoryStore, user_id: str) -> list[ErasedTable]:
+    """Remove a user's rows from every table, physically, and what cut-off writes and an
+    earlier try left of them.
 
-    `alone` promises that nothing else writes to the store: what cut-off writes left goes too.
     Raise StoreError naming what is left of the user.
     """
     tables = list(_tables_of(store, user_id))
     ids = [found for table in tables for found in _ids(table, user_id)]
     try:
-        erased = [_erase(table, user_id, alone) for table in tables]
+        erased = [_erase(table, user_id) for table in tables]
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split()).replace(user_id, "USER")
         raise StoreError(f"the erasing was cut off, run it again: {reason}") from None
@@ -74,8 +74,8 @@ def erase_from_ledger(store: MemoryStore, user_id: str) -> int:
             store.runs.write(replace(run, request=request, report=report))
             named += 1
     table = store.runs.table
-    _retried(lambda: _rewrite(table, None))
-    _drop_old(table, False)
+    _rewrite(table, None)
+    _drop_old(table)
     return named
 
 
@@ -86,7 +86,7 @@ def check_bytes(folder: Path, ids: Sequence[str]) -> None:
     sought = re.compile(b"|".join(i.encode() for i in ids))
     for path in sorted(folder.rglob("*")):
         if path.is_file() and sought.search(path.read_bytes()):
-            raise StoreError(f"{path} still holds an id of the user: erase again with --alone")
+            raise StoreError(f"{path} still holds an id of the user: erase again")
 
 
 def _tables_of(store: MemoryStore, user_id: str) -> Iterator[Table]:
@@ -107,21 +107,25 @@ def _ids(table: Table, user_id: str) -> list[str]:
     return list(islice((i for batch in batches for i in batch["id"].to_pylist()), SOUGHT_IDS))
 
 
-def _erase(table: Table, user_id: str, alone: bool) -> ErasedTable:
+def _erase(table: Table, user_id: str) -> ErasedTable:
     where = of_users([user_id])
     table.checkout_latest()
     rows = table.count_rows(where)
-    _retried(lambda: _rewrite(table, where))
-    old = _drop_old(table, alone)
+    _rewrite(table, where)
+    old = _drop_old(table)
+    _check_versions(table, where)
+    return ErasedTable(table.name, rows, old)
+
+
+def _check_versions(table: Table, where: str) -> None:
     dataset = table.to_lance()
     for version in dataset.versions():
         left = dataset.checkout_version(version["version"]).count_rows(filter=where)
         if left:
             raise StoreError(
                 f"version {version['version']} of {table.name} still holds {left} rows of the "
-                "user: end the runs that write them, and erase again"
+                "user: end what writes them, or remove the version's tag, and erase again"
             )
-    return ErasedTable(table.name, rows, old)
 
 
 def _rewrite(table: Table, where: str | None) -> None:
@@ -147,27 +151,13 @@ def _rewrite(table: Table, where: str | None) -> None:
     dataset.update_config({"lightmem.rewritten": str(time.time_ns())})
 
 
-def _drop_old(table: Table, alone: bool) -> int:
+def _drop_old(table: Table) -> int:
     table.checkout_latest()
     stats = table.to_lance().cleanup_old_versions(
-        older_than=timedelta(0), delete_unverified=alone, error_if_tagged_old_versions=False
+        older_than=timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False
     )
     table.checkout_latest()
     return stats.old_versions
-
-
-def _retried(rewrite: Callable[[], None]) -> None:
-    """Do it again where a commit of another writer came first."""
-    for number in range(1, TRIES):
-        try:
-            rewrite()
-        except (OSError, RuntimeError) as error:
-            if "conflict" not in str(error).lower():
-                raise
-            time.sleep(WAIT_SECONDS * number)
-        else:
-            return
-    rewrite()
 
 
 def _check_files(folder: Path, tables: Sequence[str], user_id: str) -> None:
@@ -177,8 +167,8 @@ def _check_files(folder: Path, tables: Sequence[str], user_id: str) -> None:
         left = [path for path in paths if _holds(path, user_id)]
         if left:
             raise StoreError(
-                f"{len(left)} files of {name} still hold the user, the first is {left[0]}: a write "
-                "was cut off or is under way; when nothing writes to the store, erase with --alone"
+                f"{len(left)} files of {name} still hold the user, the first is {left[0]}: end "
+                "what writes to the store, and erase again"
             )
 
 

@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         pa.field("until", pa.int64()),
     ]
 )
+ERASING = "an erase"  # beside no other lease: it drops versions that a write may need
 LEASE_MS = 60_000
 RENEW_SECONDS = 15.0
 
@@ -46,12 +47,14 @@ class Leases:
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
-        """Hold a lease while the block runs. Raise StoreError if another living process has it."""
+        """Hold a lease while the block runs. Raise StoreError if another living process has it, or
+        one that cannot stand beside it."""
         self._take(name)
         stop = threading.Event()
         renewer = threading.Thread(target=self._renew, args=(name, stop), daemon=True)
         renewer.start()
         try:
+            self._refuse_beside(name)
             yield
         finally:
             stop.set()
@@ -69,6 +72,14 @@ class Leases:
         holder, _ = self._row(name) or ("", 0)
         if holder != self.holder:
             raise _taken(name, holder)
+
+    def _refuse_beside(self, name: str) -> None:
+        """Each side takes its own lease before it looks, so that of two at once none is missed."""
+        self.table.checkout_latest()
+        for row in self.table.search().to_list():
+            apart = row["id"] != name and ERASING in (row["id"], name)
+            if apart and row["until"] > now_ms() and not _dead(row["holder"]):
+                raise _taken(row["id"], row["holder"])
 
     def _renew(self, name: str, stop: threading.Event) -> None:
         while not stop.wait(RENEW_SECONDS):

@@ -13,15 +13,12 @@ from lightmem_pipelines.options import common, config_of, notes_shown, print_res
 @click.command()
 @click.argument("user")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--alone", is_flag=True, help="Nothing else writes to the store: see the README.")
 @common
-def erase(
-    user: str, yes: bool, alone: bool, path: str | None, store: str | None, as_json: bool
-) -> None:
+def erase(user: str, yes: bool, path: str | None, store: str | None, as_json: bool) -> None:
     """Erase all that the store holds of USER, from its files too. It cannot be undone.
 
-    Readers that are in the middle of a long read may have to start again. With --alone, what
-    cut-off writes left goes as well: no other process may write to the store meanwhile.
+    No other run may be under way on the store, and none can start meanwhile. A reader that is in
+    the middle of a read may have to start again.
     """
     from lightmem_pipelines.erase import erase
 
@@ -33,7 +30,7 @@ def erase(
             err=True,
         )
     with notes_shown():
-        run = erase(config, user, alone)
+        run = erase(config, user)
     print_result(output.run_json(run), output_data.erase_text(run), as_json)
 
 

@@ -38,17 +38,18 @@ class ErasedFiles:
     rows: int = 0
 
 
-def erase(config: Config, user_id: str, alone: bool = False) -> Run:
+def erase(config: Config, user_id: str) -> Run:
     """Erase all that the store holds of a user, and return the finished run.
 
-    What an interrupted erase left is finished by another one. Raise StoreError naming what is left.
+    No other run may be under way, and what cut-off ones left unfinished goes as well. What an
+    interrupted erase left is finished by another one. Raise StoreError naming what is left.
     """
     store = MemoryStore.open(config.memory.store)
     with running(store, "erase", {"user": pseudonym(user_id)}) as run:
         traces = Traces(user_id, _sources(store, user_id))  # the rows that tell them go last
-        files = erase_files(config.memory.store.uri, traces, alone)
+        files = erase_files(config.memory.store.uri, traces)
         ledger = erase_from_ledger(store, user_id)
-        tables = erase_rows(store, user_id, alone)
+        tables = erase_rows(store, user_id)
         _check_run_files(config.memory.store.uri, traces)
         run.report = {
             "tables": [asdict(table) for table in tables],
@@ -73,17 +74,16 @@ def run_paths(uri: str) -> tuple[fs.FileSystem, list[str]]:
     return system, sorted(item.path for item in found if item.type == fs.FileType.File)
 
 
-def erase_files(uri: str, traces: Traces, alone: bool = False) -> ErasedFiles:
-    """Write the files of runs again without the user's rows; those left empty are removed, and
-    with `alone` those that were cut off while they were written."""
+def erase_files(uri: str, traces: Traces) -> ErasedFiles:
+    """Write the files of runs again without the user's rows; those left empty are removed,
+    as are those that were cut off while they were written."""
     system, paths = run_paths(uri)
     parts = f"{filesystem(uri)[1]}/_runs/{PARTS}"
     erased = ErasedFiles()
     for path in paths:
         file = RunFile(system, path, traces)
         if not file.finished:
-            if alone or PARTS in PurePosixPath(path).parts:  # of an erase: there is one at a time
-                system.delete_file(path)
+            system.delete_file(path)
         elif rows := file.count():
             file.rewrite(f"{parts}/.{stable_id(path)}")
             erased.rows += rows
@@ -95,13 +95,8 @@ def _check_run_files(uri: str, traces: Traces) -> None:
     system, paths = run_paths(uri)
     for path in paths:
         file = RunFile(system, path, traces)
-        if not file.finished:
-            raise StoreError(
-                f"{path} is being written or was cut off, and may hold the user: when nothing "
-                "writes to the store, erase again with --alone"
-            )
-        if file.count():
-            raise StoreError(f"{path} still holds the user: end its run, and erase again")
+        if not file.finished or file.count():
+            raise StoreError(f"{path} may hold the user: end what writes it, and erase again")
 
 
 @dataclass(frozen=True, slots=True)

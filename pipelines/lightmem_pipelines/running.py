@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightmem_core.errors import InputError
-from lightmem_core.long_term.lease import Leases
+from lightmem_core.long_term.lease import ERASING, Leases
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import drop_versions, now_ms
@@ -62,6 +62,8 @@ def running(
 
 def _lease(kind: str, request: dict[str, Any]) -> str:
     """Backfills of different input may run at once; all else that changes entries may not."""
+    if kind == "erase":
+        return ERASING
     return f"backfill {stable_id(request)[:12]}" if kind == "backfill" else "the sleep phase"
 
 

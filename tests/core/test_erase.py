@@ -12,6 +12,7 @@ import pytest
 from lightmem_core.config import StoreConfig
 from lightmem_core.errors import StoreError
 from lightmem_core.long_term.erase import erase_from_ledger, erase_rows
+from lightmem_core.long_term.lease import ERASING, Leases
 from lightmem_core.long_term.mentions import Traces, pseudonym, redacted
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore, VectorModel
@@ -139,19 +140,14 @@ def test_tables_of_every_generation_are_erased_and_those_of_other_shards_left_al
     assert other.entries.version == version
 
 
-def test_what_a_cut_off_write_left_is_named_and_goes_when_nothing_else_writes(
-    store: MemoryStore, put: Callable[..., None]
-):
+def test_what_a_cut_off_write_left_goes_too(store: MemoryStore, put: Callable[..., None]):
     put(store, "eve-the-erased", "ada")
     folder = Path(store.database.uri) / "entries_0000.lance" / "data"
     left = folder / "cut-off.lance"
     left.write_bytes(next(folder.glob("*.lance")).read_bytes())
     torn = folder / "torn.lance"
     torn.write_bytes(left.read_bytes()[:-100])
-    with pytest.raises(StoreError, match=r"2 files of entries_0000 .*--alone") as raised:
-        erase_rows(store, "eve-the-erased")
-    assert "eve" not in str(raised.value)
-    erase_rows(store, "eve-the-erased", alone=True)
+    erase_rows(store, "eve-the-erased")
     assert not left.exists()
     assert not torn.exists()
     assert len(rows(store, "ada")[0]) == 3
@@ -167,23 +163,29 @@ def test_a_tagged_version_that_holds_the_user_is_named(
         erase_rows(store, "eve-the-erased")
 
 
-def test_a_user_is_erased_while_others_are_written(store: MemoryStore, put: Callable[..., None]):
-    from concurrent.futures import ThreadPoolExecutor
-
+def test_a_file_that_is_left_is_named_and_the_user_is_not(
+    store: MemoryStore, put: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
     put(store, "eve-the-erased")
-    config = StoreConfig(uri=store.database.uri)
-
-    def write(user: str) -> None:
-        for start in range(0, 15, 3):
-            put(MemoryStore.open(config), user, start=start)
-
-    with ThreadPoolExecutor() as pool:
-        writing = [pool.submit(write, user) for user in ("ada", "bob")]
+    monkeypatch.setattr("lightmem_core.long_term.erase._drop_old", lambda table: 0)
+    with pytest.raises(StoreError, match="of entries_0000 still holds 3 rows") as raised:
         erase_rows(store, "eve-the-erased")
-        for done in writing:
-            done.result()
-    assert [len(rows(store, user)[0]) for user in ("ada", "bob", "eve-the-erased")] == [15, 15, 0]
-    assert naming(store, "eve-the-erased") == []
+    assert "eve" not in str(raised.value)
+    monkeypatch.setattr("lightmem_core.long_term.erase._check_versions", lambda table, where: None)
+    with pytest.raises(StoreError, match=r"\d+ files of entries_0000 still hold the user"):
+        erase_rows(store, "eve-the-erased")
+
+
+@pytest.mark.parametrize("other", ["backfill 1", "the sleep phase", "an erase"])
+def test_an_erase_stands_beside_no_other_run(store: MemoryStore, other: str):
+    mine, others = Leases(store.database), Leases(store.database)
+    others.holder = "another-host/1/1"
+    with others.held(other), pytest.raises(StoreError, match=f"{other} is under way"):
+        mine.held(ERASING).__enter__()
+    with mine.held(ERASING), pytest.raises(StoreError, match="an erase is under way"):
+        others.held(other).__enter__()
+    with mine.held("backfill 2"), others.held("the sleep phase"):
+        pass
 
 
 # --- the ledger --------------------------------------------------------------------------------

@@ -101,17 +101,25 @@ def test_a_user_goes_from_the_tables_the_ledger_and_the_files_of_runs(config: Co
 
 
 @pytest.mark.parametrize("name", [".half.parquet.77", "half.parquet"])
-def test_a_file_that_was_cut_off_is_named_and_goes_when_nothing_else_writes(
-    config: Config, name: str
-):
+def test_a_file_that_was_cut_off_while_it_was_written_goes(config: Config, name: str):
     place = Path(config.memory.store.uri) / "_runs" / "sleep-1" / "decisions" / name
     whole = next(place.parent.glob("*.parquet")).read_bytes()
     place.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StoreError, match=r"half.* was cut off, and may hold the user.*--alone"):
-        erase(config, "eve-the-erased")
-    erase(config, "eve-the-erased", alone=True)
+    erase(config, "eve-the-erased")
     assert not place.exists()
     assert "sleep-1/decisions/both.parquet" in left_of_runs(config)
+
+
+def test_a_file_of_an_unknown_kind_that_names_the_user_is_named(config: Config):
+    place = Path(config.memory.store.uri) / "_runs" / "sleep-1" / "notes.txt"
+    place.write_text("about eve-the-erased")
+    with pytest.raises(StoreError, match=r"notes.txt may name the user") as raised:
+        erase(config, "eve-the-erased")
+    assert "eve" not in str(raised.value)
+    run = MemoryStore.open(config.memory.store).runs.newest()
+    assert (run.kind, run.status) == ("erase", "failed")
+    place.unlink()
+    assert erase(config, "eve-the-erased").id == run.id
 
 
 def test_the_commands_export_import_and_erase(config: Config, tmp_path: Path):
