@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_STORE := ./demo-store
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-core lint bench-pipeline bench-models clean
+.PHONY: install demo test test-core lint bench-pipeline bench-models bench-sleep bench-store clean
 
 install: $(STAMP)
 
@@ -39,6 +39,13 @@ bench-pipeline: $(STAMP)
 # LOCOMO=path of locomo10.json (not shipped: CC BY-NC)
 bench-models: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_models.py $(LOCOMO)
+
+bench-sleep: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench_sleep.py
+
+# About 4 GB of disk while it runs.
+bench-store: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench_store.py
 
 clean:
 	rm -rf $(VENV) $(DEMO_STORE)

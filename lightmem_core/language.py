@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import regex
 
@@ -62,9 +62,21 @@ class WordModel:
         """The language of lowercased words; ties go to the one named first."""
         if len(self.languages) == 1:
             return self.languages[0]
-        return min(self.languages, key=lambda lang: sum(self.bits(t, lang) for t in tokens))
+        known = [_all_bits(token, self.languages) for token in tokens]
+        totals: list[float] = [sum(column) for column in zip(*known, strict=True)] or [0.0]
+        return self.languages[totals.index(min(totals))]
 
     def bits(self, word: str, language: str) -> float:
         """Self-information -log2 P(word) of a lowercased word. At most 26.6."""
-        found = frequencies(language)
-        return -math.log2(max(found.get(word, 0) or found.get(word.split("'")[0], 0), RAREST))
+        return _bits(word, language)
+
+
+def _bits(word: str, language: str) -> float:
+    found = frequencies(language)
+    return -math.log2(max(found.get(word, 0) or found.get(word.split("'")[0], 0), RAREST))
+
+
+@lru_cache(maxsize=1 << 16)
+def _all_bits(word: str, languages: tuple[str, ...]) -> tuple[float, ...]:
+    """Of one word in each language. Kept: whole vocabularies are asked for, user by user."""
+    return tuple(_bits(word, language) for language in languages)
