@@ -208,9 +208,11 @@ PARTS = st.lists(st.text("a\x1e\x1f", max_size=4), min_size=1, max_size=4)
 
 
 @settings(max_examples=200, deadline=None)
-@given(one=PARTS, other=PARTS)
-def test_different_parts_give_different_ids(one: list[str], other: list[str]):
-    assert (stable_id(*one) == stable_id(*other)) == (one == other)
+@given(parts=PARTS, at=st.integers(0, 3), glue=st.text("\x1e\x1f", max_size=3))
+def test_different_parts_give_different_ids(parts: list[str], at: int, glue: str):
+    """Also where two parts are one, with what separates parts between them."""
+    other = [*parts[:at], glue.join(parts[at : at + 2]), *parts[at + 2 :]]
+    assert (stable_id(*parts) == stable_id(*other)) == (parts == other)
 
 
 def test_no_user_can_name_anothers_message(message: Callable[..., Message]):
