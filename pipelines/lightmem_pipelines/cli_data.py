@@ -60,9 +60,10 @@ def export_command(
     from lightmem_core.long_term.transfer import ExportRequest, export
     from lightmem_pipelines.files import filesystem
 
-    opened = MemoryStore.open(config_of(path, store).memory.store)
+    config = config_of(path, store).memory.store
+    opened = MemoryStore.open(config)
     request = ExportRequest(users, format, not no_vectors)
-    counts = export(opened, *filesystem(folder), request)
+    counts = export(opened, *filesystem(folder, config.storage_options), request)
     value = {"folder": folder, "format": format, "vectors": not no_vectors, "rows": counts}
     print_result(value, output_data.export_text(folder, counts), as_json)
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from lightmem_core.config import Config
+from lightmem_core.config import Config, StoreConfig
 from lightmem_core.errors import StoreError
 from lightmem_core.long_term.erase import erase_from_ledger, erase_rows
 from lightmem_core.long_term.mentions import Traces, pseudonym, redacted
@@ -47,10 +47,10 @@ def erase(config: Config, user_id: str) -> Run:
     store = MemoryStore.open(config.memory.store)
     with running(store, "erase", {"user": pseudonym(user_id)}) as run:
         traces = Traces(user_id, _sources(store, user_id))  # the rows that tell them go last
-        files = erase_files(config.memory.store.uri, traces)
+        files = erase_files(config.memory.store, traces)
         ledger = erase_from_ledger(store, user_id)
         tables = erase_rows(store, user_id)
-        _check_run_files(config.memory.store.uri, traces)
+        _check_run_files(config.memory.store, traces)
         run.report = {
             "tables": [asdict(table) for table in tables],
             "run_files": asdict(files),
@@ -66,33 +66,33 @@ def _sources(store: MemoryStore, user_id: str) -> frozenset[str]:
     return frozenset(place for batch in batches for place in batch["source"].to_pylist())
 
 
-def run_paths(uri: str) -> tuple[fs.FileSystem, list[str]]:
-    """The files that runs left beside the tables, and where they are."""
-    system, root = filesystem(uri)
+def run_paths(store: StoreConfig) -> tuple[fs.FileSystem, str, list[str]]:
+    """The folder of all runs, and the files that they left in it."""
+    system, root = filesystem(store.uri, store.storage_options)
     selector = fs.FileSelector(f"{root}/_runs", recursive=True, allow_not_found=True)
     found = system.get_file_info(selector)
-    return system, sorted(item.path for item in found if item.type == fs.FileType.File)
+    paths = sorted(item.path for item in found if item.type == fs.FileType.File)
+    return system, f"{root}/_runs", paths
 
 
-def erase_files(uri: str, traces: Traces) -> ErasedFiles:
+def erase_files(store: StoreConfig, traces: Traces) -> ErasedFiles:
     """Write the files of runs again without the user's rows; those left empty are removed,
     as are those that were cut off while they were written."""
-    system, paths = run_paths(uri)
-    parts = f"{filesystem(uri)[1]}/_runs/{PARTS}"
+    system, folder, paths = run_paths(store)
     erased = ErasedFiles()
     for path in paths:
         file = RunFile(system, path, traces)
         if not file.finished:
             system.delete_file(path)
         elif rows := file.count():
-            file.rewrite(f"{parts}/.{stable_id(path)}")
+            file.rewrite(f"{folder}/{PARTS}/.{stable_id(path)}")
             erased.rows += rows
             erased.files += 1
     return erased
 
 
-def _check_run_files(uri: str, traces: Traces) -> None:
-    system, paths = run_paths(uri)
+def _check_run_files(store: StoreConfig, traces: Traces) -> None:
+    system, _, paths = run_paths(store)
     for path in paths:
         file = RunFile(system, path, traces)
         if not file.finished or file.count():

@@ -6,9 +6,9 @@ from dataclasses import asdict
 
 from lightmem_core import factory
 from lightmem_core.config import Config
+from lightmem_core.long_term.restore import import_rows, read_manifest
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_core.long_term.transfer import import_rows, read_manifest
 from lightmem_pipelines.files import filesystem
 from lightmem_pipelines.running import running
 
@@ -18,7 +18,7 @@ def import_into(config: Config, folder: str) -> Run:
 
     Raise InputError if the folder holds no export of this release, or one of other vectors.
     """
-    system, path = filesystem(folder)
+    system, path = filesystem(folder, config.memory.store.storage_options)
     embedder = factory.embedder(config.memory)
     model = VectorModel.of(embedder)
     manifest = read_manifest(system, path, model)

@@ -15,15 +15,10 @@ from lightmem_core.encoders.hashing import HashEmbedder
 from lightmem_core.errors import InputError, StoreError
 from lightmem_core.long_term.embed import encode
 from lightmem_core.long_term.render import embedding_text
+from lightmem_core.long_term.restore import ImportCount, import_rows, read_manifest
 from lightmem_core.long_term.retrieve import Query, Retrieval
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_core.long_term.transfer import (
-    ExportRequest,
-    ImportCount,
-    export,
-    import_rows,
-    read_manifest,
-)
+from lightmem_core.long_term.transfer import ExportRequest, export
 from lightmem_core.schema import to_table
 from lightmem_core.types import Entry, Extracted, Message, Source
 
