@@ -52,7 +52,7 @@ def backfill(config: Config, request: BackfillRequest) -> Run:
     factory.check(config.memory)
     if request.format is not None and request.format not in FORMATS:
         raise InputError(f"there is no format {request.format!r}: use one of {sorted(FORMATS)}")
-    files = find_files(request.sources)
+    files = find_files(request.sources, config.memory.store)
     model = VectorModel.of(factory.embedder(config.memory))
     store = MemoryStore.create(config.memory.store, model)
     parts = config.memory.model_dump_json(exclude={"store"})
@@ -76,7 +76,7 @@ def _run(
     run_id: str,
 ) -> BackfillReport:
     started = time.perf_counter()
-    run_files = RunFiles(config.memory.store.uri, run_id)
+    run_files = RunFiles.of(config.memory.store, run_id)
     for kind in ("read", "quarantine"):
         run_files.clear(kind)
     monitor = start_monitor(request.max_bad_rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,11 +17,12 @@ from lightmem_core.config import Config
 from lightmem_core.long_term.apply import Applied, Phase, apply_decisions
 from lightmem_core.long_term.shard import USERS_PER_FILTER, Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_core.long_term.tables import now_ms, of_users, read
+from lightmem_core.long_term.tables import now_ms, of_users, quoted, read
 from lightmem_core.schema import from_table, to_table
-from lightmem_core.types import Decision, Entry, Extracted, UserEntries
+from lightmem_core.types import Decision, Entry, Extracted
 from lightmem_pipelines.files import RunFiles
 
+IDS_PER_FILTER = 1_000
 ROUNDS = 5  # at a shard's changes, where online writes come in between
 
 compute: Any = pc
@@ -45,21 +46,12 @@ class Portion:
 def decide_portion(config: Config, run_id: str, portion: Portion, monitor: Any) -> None:
     """Decide for some users and save that, even if it is nothing: then it need not be repeated."""
     shard = MemoryStore.open(config.memory.store).shard(portion.shard)
-    held = _by_user(shard.entries_of(portion.users))
-    decided = factory.consolidation(config.memory)(held, portion.new)
-    decisions = [d for of_user in decided for d in of_user]
-    files = RunFiles(config.memory.store.uri, run_id)
+    rows = read(shard.entries, f"{of_users(portion.users)} AND superseded_by = ''")
+    decisions = list(factory.consolidation(config.memory).of_rows(rows, portion.new))
+    files = RunFiles.of(config.memory.store, run_id)
     files.write_rows("decisions", portion.name, to_table(decisions, Decision))
-    monitor.add.remote(
-        users=len(held), entries=sum(len(u.entries) for u in held), decisions=len(decisions)
-    )
-
-
-def _by_user(entries: list[Entry]) -> list[UserEntries]:
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.user_id, []).append(entry)
-    return [UserEntries(user_id, tuple(group)) for user_id, group in groups.items()]
+    counts = {"users": len(portion.users), "entries": len(rows), "decisions": len(decisions)}
+    monitor.add.remote(**counts)
 
 
 @ray.remote(num_cpus=1, max_retries=3)
@@ -68,11 +60,11 @@ def embed_updates(config: Config, run_id: str, name: str) -> dict[str, np.ndarra
     is not the store's."""
     embedding = factory.embedding(config.memory)
     store = MemoryStore.open(config.memory.store, VectorModel.of(embedding.embedder))
-    decisions = read_decisions(RunFiles(config.memory.store.uri, run_id), name)
+    decisions = read_decisions(RunFiles.of(config.memory.store, run_id), name)
     updates = {d.entry_id: d.text for d in decisions if d.action == "update"}
     shard = store.shard(int(name.partition("-")[0]))
-    users = sorted({d.user_id for d in decisions if d.entry_id in updates})
-    rows = [replace(e, text=updates[e.id]) for e in rows_of(shard, users, list(updates))]
+    asked = [d for d in decisions if d.entry_id in updates]
+    rows = [replace(e, text=updates[e.id]) for e in rows_of(shard, asked) if e.id in updates]
     (embedded,) = embedding([Extracted("", (), tuple(rows))])
     return {e.id: e.vector for e in embedded.entries if e.vector is not None}
 
@@ -81,14 +73,30 @@ def read_decisions(files: RunFiles, name: str) -> list[Decision]:
     return from_table(files.rows_of("decisions", name), Decision)
 
 
-def rows_of(shard: Shard, users: Sequence[str], ids: Sequence[str]) -> list[Entry]:
-    """The present rows of some entries, tombstones too."""
-    asked = pa.array(ids, pa.string())
-    found = []
-    for start in range(0, len(users), USERS_PER_FILTER):
-        rows = read(shard.entries, of_users(users[start : start + USERS_PER_FILTER]))
-        found += from_table(rows.filter(compute.is_in(rows["id"], value_set=asked)), Entry)
-    return found
+def rows_of(shard: Shard, decisions: Iterable[Decision]) -> list[Entry]:
+    """The present rows of the entries that decisions name, tombstones too."""
+    asked: dict[str, set[str]] = {}
+    for decision in decisions:
+        asked.setdefault(decision.user_id, set()).update((decision.entry_id, decision.successor))
+    found: list[Entry] = []
+    users: list[str] = []
+    ids: list[str] = []
+    for user in sorted(asked):
+        users.append(user)
+        ids += sorted(asked[user])
+        if len(ids) >= IDS_PER_FILTER or len(users) == USERS_PER_FILTER:
+            found += _rows(shard, users, ids)
+            users, ids = [], []
+    return found + _rows(shard, users, ids)
+
+
+def _rows(shard: Shard, users: list[str], ids: list[str]) -> list[Entry]:
+    """The database looks for a few ids faster than it hands over all rows; for many it does not."""
+    if len(ids) <= 2 * IDS_PER_FILTER:
+        where = f"{of_users(users)} AND id IN ({', '.join(map(quoted, ids))})" if ids else "false"
+        return from_table(read(shard.entries, where), Entry)
+    rows = read(shard.entries, of_users(users))
+    return from_table(rows.filter(compute.is_in(rows["id"], value_set=pa.array(ids))), Entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +135,8 @@ class ApplyPortions:
     def _applied(self, shard: Shard, at: int, outcome: Outcome) -> Iterator[Applied]:
         for name in self.names:
             decisions = read_decisions(self.files, name)
-            users = sorted({d.user_id for d in decisions})
-            ids = [*{i for d in decisions for i in (d.entry_id, d.successor)}]
             vectors: Any = ray.get(self.vectors[name]) if name in self.vectors else {}
             phase = Phase(self.files.run_id, at, vectors)
-            applied = apply_decisions(rows_of(shard, users, ids), decisions, phase)
+            applied = apply_decisions(rows_of(shard, decisions), decisions, phase)
             outcome.add(applied)
             yield applied

@@ -25,7 +25,7 @@ class Example:
 def examples_of(config: StoreConfig, run: Run, limit: int) -> list[Example]:
     """The first decisions of each action, at most `limit` of each."""
     store = MemoryStore.open(config)
-    found = [e for d in _first(RunFiles(config.uri, run.id), limit) if (e := _example(store, d))]
+    found = [e for d in _first(RunFiles.of(config, run.id), limit) if (e := _example(store, d))]
     return sorted(found, key=lambda e: e.decision.action)
 
 
@@ -45,8 +45,7 @@ def _first(files: RunFiles, limit: int) -> list[Decision]:
 
 def _example(store: MemoryStore, decision: Decision) -> Example | None:
     """None where one of the entries was erased meanwhile."""
-    ids = [decision.entry_id, decision.successor]
-    rows = {e.id: e for e in rows_of(store.shard_for(decision.user_id), [decision.user_id], ids)}
-    if not rows.keys() >= set(ids):
+    rows = {e.id: e for e in rows_of(store.shard_for(decision.user_id), [decision])}
+    if not rows.keys() >= {decision.entry_id, decision.successor}:
         return None
     return Example(decision, rows[decision.entry_id], rows[decision.successor])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from glob import glob
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,9 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from lightmem_core.config import StoreConfig
 from lightmem_core.errors import InputError
+from lightmem_core.long_term.objects import s3_filesystem, scheme_of
 
 PACKED = ("", ".gz", ".zst")
+S3 = ("s3", "s3a", "s3+ddb")
 TEXT = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (".parquet", *(kind + packed for kind in TEXT for packed in PACKED))
 
@@ -28,22 +32,44 @@ class InputFile:
     size: int
 
 
-def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a URI or local path, and the path within it."""
-    if "://" in uri:
-        return fs.FileSystem.from_uri(uri)
-    return fs.LocalFileSystem(), str(PurePosixPath(uri))
+def filesystem(
+    uri: str, storage_options: Mapping[str, str] | None = None
+) -> tuple[fs.FileSystem, str]:
+    """The file system of a URI or local path, and the path within it. `storage_options` are those
+    of a store on S3; without them, and elsewhere, the URI and the environment say all."""
+    scheme = scheme_of(uri)
+    if not scheme:
+        return fs.LocalFileSystem(), str(PurePosixPath(uri))
+    if scheme == "s3+ddb":  # a store's; its tables alone need the lock
+        uri = f"s3://{_place(uri)}"
+    if scheme in S3 and storage_options:
+        return s3_filesystem(storage_options), _place(uri)
+    return fs.FileSystem.from_uri(uri)
 
 
-def find_files(sources: Sequence[str]) -> list[InputFile]:
-    """The files that sources name: files, folders (searched through), globs and URIs.
+def options_for(uri: str, store: StoreConfig) -> dict[str, str] | None:
+    """The storage options of a store, for what is in its bucket."""
+    of_store = scheme_of(store.uri) in S3 and scheme_of(uri) in S3
+    same = _place(uri).split("/")[0] == _place(store.uri).split("/")[0]
+    return store.storage_options if of_store and same else None
+
+
+def _place(uri: str) -> str:
+    """Bucket and path of a URI, without a query."""
+    return uri.partition("://")[2].partition("?")[0].rstrip("/")
+
+
+def find_files(sources: Sequence[str], store: StoreConfig | None = None) -> list[InputFile]:
+    """The files that sources name: files, folders (searched through), globs and URIs. What is in
+    the bucket of `store` is reached with its storage options.
 
     Raise InputError where one names nothing.
     """
+    store = store or StoreConfig()
     found: dict[str, InputFile] = {}
     for source in sources:
         try:
-            files = list(_expand(source))
+            files = list(_expand(source, options_for(source, store)))
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{source} cannot be read: {' '.join(str(error).split())}") from error
         if not files:
@@ -60,17 +86,19 @@ def _identity(path: str) -> str:
     return path if "://" in path else os.path.realpath(path)
 
 
-def _expand(source: str) -> Iterator[InputFile]:
+def _expand(source: str, options: Mapping[str, str] | None) -> Iterator[InputFile]:
+    if "://" in source and "*" in _place(source):
+        yield from _matching(source, options)
+        return
     paths = [source]
     if "://" not in source and not os.path.exists(source):
         paths = sorted(glob(source, recursive=True))
     for path in paths:
-        yield from _files_at(path)
+        yield from _files_at(path, options)
 
 
-def _files_at(source: str) -> Iterator[InputFile]:
-    system, path = filesystem(source)
-    prefix = source.removesuffix(path) if "://" in source else ""
+def _files_at(source: str, options: Mapping[str, str] | None) -> Iterator[InputFile]:
+    system, path = filesystem(source, options)
     info = system.get_file_info(path)
     if info.type == fs.FileType.File:
         yield InputFile(source, info.size or 0)
@@ -78,7 +106,34 @@ def _files_at(source: str) -> Iterator[InputFile]:
         listing = system.get_file_info(fs.FileSelector(path, recursive=True))
         for item in sorted(listing, key=lambda i: i.path):
             if item.type == fs.FileType.File and _is_input(item.path.removeprefix(path)):
-                yield InputFile(prefix + item.path, item.size or 0)
+                yield InputFile(_named_like(source, item.path), item.size or 0)
+
+
+def _matching(source: str, options: Mapping[str, str] | None) -> Iterator[InputFile]:
+    """The files under a URI whose path matches the stars in it."""
+    fixed = source[: source.index("*")].rpartition("/")[0]
+    pattern = _place(source).split("/")
+    for file in _files_at(_named_like(source, _place(fixed)), options):
+        if _matches(_place(file.path).split("/"), pattern):
+            yield file
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path match those of a pattern, where ** stands for any number."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _named_like(source: str, path: str) -> str:
+    """A path in the file system of a URI or local path, as a source of its own."""
+    if "://" not in source:
+        return path
+    scheme, _, rest = source.partition("://")
+    _, mark, query = rest.partition("?")
+    return f"{scheme}://{path}{mark}{query}"
 
 
 def _is_input(path: str) -> bool:
@@ -95,9 +150,19 @@ class RunFiles:
 
     store_uri: str
     run_id: str
+    storage_options: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, store: StoreConfig, run_id: str) -> RunFiles:
+        return cls(store.uri, run_id, store.storage_options)
+
+    def filesystem(self, uri: str) -> tuple[fs.FileSystem, str]:
+        """As `filesystem`, with the store's options for what is in its bucket."""
+        store = StoreConfig(uri=self.store_uri, storage_options=self.storage_options)
+        return filesystem(uri, options_for(uri, store))
 
     def _folder(self, kind: str) -> tuple[fs.FileSystem, str]:
-        system, root = filesystem(self.store_uri)
+        system, root = filesystem(self.store_uri, self.storage_options)
         return system, f"{root}/_runs/{self.run_id}/{kind}"
 
     def clear(self, kind: str) -> None:
@@ -119,10 +184,10 @@ class RunFiles:
     def _written(self, kind: str, name: str) -> Iterator[tuple[fs.FileSystem, str]]:
         """Where to write a file. Object stores show none before it is whole."""
         system, folder = self._folder(kind)
-        system.create_dir(folder, recursive=True)
         if not isinstance(system, fs.LocalFileSystem):
             yield system, f"{folder}/{name}"
             return
+        system.create_dir(folder, recursive=True)
         unfinished = f"{folder}/.{name}.{os.getpid()}"
         yield system, unfinished
         system.move(unfinished, f"{folder}/{name}")

@@ -65,7 +65,7 @@ class SleepPhase:
         self.config = config
         self.store = store
         self.run = run
-        self.files = RunFiles(config.memory.store.uri, run.id)
+        self.files = RunFiles.of(config.memory.store, run.id)
         self.outcome: Outcome | None = None
         self.started = time.perf_counter()
 

@@ -74,13 +74,13 @@ def _covered(store: MemoryStore, run: Run, user_id: str | None) -> Covered:
 def plan_shard(config: Config, scope: Scope, number: int) -> None:
     """Save what is to be judged in a shard, and what is seen of what came in shortly before."""
     shard = MemoryStore.open(config.memory.store).shard(number)
-    uri, name = config.memory.store.uri, f"{number:04}"
-    known = _seen(RunFiles(uri, scope.covered.run_id), name)
+    place, name = config.memory.store, f"{number:04}"
+    known = _seen(RunFiles.of(place, scope.covered.run_id), name)
     found = _Found(scope, known)
     for batch in _batches(shard, scope.user_id):
         found.add(batch)
     plan, portions = _plan(found, config.pipelines.sleep_entries_per_task)
-    files = RunFiles(uri, scope.run.id)
+    files = RunFiles.of(place, scope.run.id)
     files.write_rows("plan", name, plan)
     files.write_rows("seen", name, found.seen)
     counts = {"users": len(found.entries), "entries": sum(found.entries.values())}

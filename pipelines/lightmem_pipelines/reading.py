@@ -17,7 +17,7 @@ from lightmem_core.formats import Rejected, detect_file, parse_file
 from lightmem_core.history import ordered_history
 from lightmem_core.schema import from_table, to_table
 from lightmem_core.types import History, Message, stable_id
-from lightmem_pipelines.files import InputFile, RunFiles, filesystem
+from lightmem_pipelines.files import InputFile, RunFiles
 
 BLOCK_MESSAGES = 5_000
 BYTES_PER_PARTITION = 8 << 20
@@ -57,7 +57,7 @@ class Reader:
                 yield to_table([ordered_history(held)], History)
 
     def _blocks(self, path: str) -> Iterator[pa.Table]:
-        system, place = filesystem(path)
+        system, place = self.run_files.filesystem(path)
         rows: list[Message] = []
         bad = BadRows(self.run_files, self.monitor, path)
         started, messages = time.perf_counter(), 0
@@ -130,7 +130,7 @@ class BadRows:
 def read_histories(files: Sequence[InputFile], reader: Reader, grouped: bool) -> ray.data.Dataset:
     """A row per user, streamed. The messages are shuffled by user only where that is needed."""
     paths = ray.data.from_items([{"path": f.path} for f in files], override_num_blocks=len(files))
-    if grouped or all(_one_user_a_record(f, reader.format) for f in files):
+    if grouped or all(_one_user_a_record(f, reader) for f in files):
         return paths.map_batches(reader.histories, batch_size=1, num_cpus=1)
     messages = paths.map_batches(reader, batch_size=1, num_cpus=1)
     partitions = sum(f.size for f in files) // BYTES_PER_PARTITION
@@ -142,10 +142,10 @@ def _history(group: pa.Table) -> pa.Table:
     return to_table([ordered_history(from_table(group, Message))], History)
 
 
-def _one_user_a_record(file: InputFile, format: str | None) -> bool:
-    if format is not None:
-        return format in ONE_USER_A_RECORD
-    system, place = filesystem(file.path)
+def _one_user_a_record(file: InputFile, reader: Reader) -> bool:
+    if reader.format is not None:
+        return reader.format in ONE_USER_A_RECORD
+    system, place = reader.run_files.filesystem(file.path)
     try:
         with system.open_input_file(place) as stream:
             return detect_file(stream, file.path) in ONE_USER_A_RECORD
