@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import get_args
+
+import numpy as np
+import pyarrow as pa
 
 from lightmem_core.errors import ComponentError
 from lightmem_core.long_term.embed import vectors_of
 from lightmem_core.long_term.queues import update_queues
 from lightmem_core.protocols import Updater
+from lightmem_core.schema import from_table
+from lightmem_core.schema import vectors_of as stored_vectors
 from lightmem_core.types import Action, Decision, Entry, UserEntries
 
+QUEUES = 2_000  # that are judged together, where stored rows become entries
+ORDER = ("user_id", "said_at", "session_id", "position", "ordinal")  # Entry.order, by user
+
 Queue = Sequence[tuple[Entry, float]]
+_Queue = tuple[int, list[tuple[int, float]]]
 
 
 class Consolidation:
@@ -31,19 +41,53 @@ class Consolidation:
         self, rows: Sequence[UserEntries], new: Collection[str] | None = None
     ) -> list[list[Decision]]:
         """Judge the queues that hold or belong to an entry whose id is in `new`; None: all."""
-        return [list(self._decisions(row.entries, new)) for row in rows]
+        return [list(self._of_user(row.entries, new)) for row in rows]
 
-    def _decisions(
-        self, entries: Sequence[Entry], new: Collection[str] | None
-    ) -> Iterator[Decision]:
-        if len(entries) < 2:
-            return
-        fresh = None if new is None else [e.id in new for e in entries]
-        for i, queue in update_queues(vectors_of(entries), self.k, self.theta):
-            if fresh is None or fresh[i] or any(fresh[j] for j, _ in queue):
-                later = [(entries[j], similarity) for j, similarity in queue]
-                if (decision := self._decided(entries[i], later)) is not None:
+    def _of_user(self, entries: Sequence[Entry], new: Collection[str] | None) -> Iterator[Decision]:
+        fresh = None if new is None else np.array([e.id in new for e in entries], bool)
+        vectors = vectors_of(entries) if len(entries) > 1 else np.zeros((0, 0), np.float32)
+        for i, queue in self._queues(vectors, fresh):
+            decision = self._decided(entries[i], [(entries[j], sim) for j, sim in queue])
+            if decision is not None:
+                yield decision
+
+    def of_rows(self, rows: pa.Table, new: Collection[str] | None = None) -> Iterator[Decision]:
+        """The same for stored rows of some users, in any order. Only those that stand in a queue
+        become entries: most of the work is not done for the others."""
+        rows = rows.sort_by([(name, "ascending") for name in ORDER])
+        queues = self._queues_of_rows(rows, new)
+        entries: dict[int, Entry] = {}
+        while chunk := list(islice(queues, QUEUES)):
+            places = {place for i, queue in chunk for place in (i, *(j for j, _ in queue))}
+            missing = sorted(places - entries.keys())
+            found = from_table(rows.take(pa.array(missing, pa.int64())), Entry)
+            entries |= zip(missing, found, strict=True)
+            entries = {place: e for place, e in entries.items() if place >= chunk[0][0]}
+            for i, queue in chunk:
+                decision = self._decided(entries[i], [(entries[j], sim) for j, sim in queue])
+                if decision is not None:
                     yield decision
+
+    def _queues_of_rows(self, rows: pa.Table, new: Collection[str] | None) -> Iterator[_Queue]:
+        """The queues of all users, by place in `rows`, which are in their order."""
+        if not len(rows):
+            return
+        fresh = None if new is None else np.array([i in new for i in rows["id"].to_pylist()], bool)
+        vectors = stored_vectors(rows["vector"])
+        start = 0
+        for user in rows["user_id"].value_counts().to_pylist():
+            mine = slice(start, start + user["counts"])
+            for i, queue in self._queues(vectors[mine], None if fresh is None else fresh[mine]):
+                yield i + start, [(j + start, similarity) for j, similarity in queue]
+            start = mine.stop
+
+    def _queues(self, vectors: np.ndarray, fresh: np.ndarray | None) -> Iterator[_Queue]:
+        """The queues to judge of one user, whose entries are in their order."""
+        if len(vectors) < 2 or (fresh is not None and not fresh.any()):
+            return
+        for i, queue in update_queues(vectors, self.k, self.theta):
+            if fresh is None or fresh[i] or any(fresh[j] for j, _ in queue):
+                yield i, queue
 
     def _decided(self, entry: Entry, queue: Queue) -> Decision | None:
         """The updater's decision with the gens of its two entries, unless all stays as it is."""

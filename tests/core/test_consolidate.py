@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightmem_core.errors import ComponentError
-from lightmem_core.long_term import queues
+from lightmem_core.long_term import consolidate, queues
 from lightmem_core.long_term.consolidate import Consolidation, NoUpdater
 from lightmem_core.long_term.queues import update_queues
 from lightmem_core.long_term.rules import DAY_MS, RuleUpdater
+from lightmem_core.schema import to_table
 from lightmem_core.types import Decision, Entry, UserEntries
 
 Make = Callable[..., Entry]
@@ -285,6 +286,25 @@ def test_decisions_depend_neither_on_the_order_of_users_nor_on_the_batch(
     assert {d.user_id for d in together[2]} == {"eve"}
     assert [len(d) for d in together] == [3, 0, 3, 0]
     assert STAGE([]) == []
+
+
+def test_stored_rows_are_judged_as_entries_are(
+    user: Callable[..., UserEntries], monkeypatch: pytest.MonkeyPatch
+):
+    """In any order of the rows, and however few are judged together."""
+    rows = [user(*TALK), user("x", user_id="bob"), user(*TALK[::-1], user_id="eve")]
+    late = [
+        replace(e, said_at=9 - e.said_at, position=0) for e in user(*TALK, user_id="ida").entries
+    ]
+    rows.append(UserEntries("ida", tuple(late[::-1])))
+    shuffled = [e for row in rows for e in row.entries][::-1]
+    table = to_table(shuffled[::2] + shuffled[1::2], Entry)
+    for new in (None, {"ada.5", "eve.0"}, {"bob.0"}):
+        expected = [d for found in STAGE(rows, new) for d in found]
+        for size in (1, 3, 2_000):
+            monkeypatch.setattr(consolidate, "QUEUES", size)
+            assert list(STAGE.of_rows(table, new)) == expected
+    assert list(STAGE.of_rows(to_table([], Entry))) == []
 
 
 def test_entries_below_theta_do_not_meet(entry: Make):
