@@ -39,7 +39,7 @@ def to_table(rows: Sequence[Any], cls: type) -> pa.Table:
 def from_table(table: pa.Table, cls: type[T]) -> list[T]:
     """Rows of `cls` from the columns of its schema; other columns are ignored."""
     names = [f.name for f in fields(cls) if f.name in table.column_names]  # pyright: ignore[reportArgumentType]
-    vectors = [n for n, hint in get_type_hints(cls).items() if n in names and _is_vector(hint)]
+    vectors = [name for name in _vector_names(cls) if name in names]
     read = _reader(cls)
     rows = table.select([n for n in names if n not in vectors]).to_pylist()
     for name in vectors:
@@ -52,6 +52,11 @@ def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
     """A column of equally long vectors as float32, shape (rows, dim)."""
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return flat.astype(np.float32, copy=False).reshape(len(column), -1)
+
+
+@cache
+def _vector_names(cls: type) -> list[str]:
+    return [name for name, hint in get_type_hints(cls).items() if _is_vector(hint)]
 
 
 def _vectors(column: pa.ChunkedArray) -> Sequence[np.ndarray | None]:
