@@ -72,10 +72,8 @@ class SleepPhase:
     @property
     def decided(self) -> bool:
         """Whether every portion of every shard is."""
-        planned = list(self.files.read_json("planned"))
-        portions = sum(shard["portions"] for shard in planned)
-        saved = len(self.files.names("decisions"))
-        return (len(planned), portions) == (self.store.shard_count, saved)
+        planned = len(self.files.names("planned"))
+        return planned == self.store.shard_count and next(self._undecided(), None) is None
 
     def decide(self, progress: bool) -> None:
         scope = Scope.of(self.store, self.run)

@@ -79,13 +79,12 @@ def plan_shard(config: Config, scope: Scope, number: int) -> None:
     found = _Found(scope, known)
     for batch in _batches(shard, scope.user_id):
         found.add(batch)
-    plan, portions = _plan(found, config.pipelines.sleep_entries_per_task)
+    plan = _plan(found, config.pipelines.sleep_entries_per_task)
     files = RunFiles.of(place, scope.run.id)
     files.write_rows("plan", name, plan)
     files.write_rows("seen", name, found.seen)
     counts = {"users": len(found.entries), "entries": sum(found.entries.values())}
-    visited = {"visited": len(plan), "portions": portions}
-    files.write_json("planned", name, counts | visited)  # last: the plan is whole
+    files.write_json("planned", name, counts | {"visited": len(plan)})  # last: the plan is whole
 
 
 def _batches(shard: Shard, user_id: str | None) -> Iterator[pa.RecordBatch]:
@@ -155,8 +154,8 @@ def _states(batch: pa.RecordBatch, touched: pa.Array) -> pa.Array:
     return compute.binary_join_element_wise(batch["id"], touched.cast(pa.string()), "@")
 
 
-def _plan(found: _Found, limit: int) -> tuple[pa.Table, int]:
-    """The users to visit in portions, the most work first, and how many portions these are."""
+def _plan(found: _Found, limit: int) -> pa.Table:
+    """The users to visit in portions, the most work first."""
     visited = found.visited()
     sizes = {user: found.entries[user] for user in sorted(visited)}
     portions = sorted(portions_of(sizes, limit), key=lambda p: -sum(_work(sizes[u]) for u in p))
@@ -166,7 +165,7 @@ def _plan(found: _Found, limit: int) -> tuple[pa.Table, int]:
         "user_id": [user for _, user in rows],
         "new": [visited[user] for _, user in rows],
     }
-    return pa.table(columns, schema=PLAN), len(portions)
+    return pa.table(columns, schema=PLAN)
 
 
 def _work(entries: int) -> float:

@@ -86,7 +86,7 @@ def _resumed(store: MemoryStore, config: Config, run_id: str | None) -> dict[str
     if run_id is None:
         return None
     run = store.runs.get(run_id)
-    if run.kind != "sleep" or run.status not in ("running", "failed"):
+    if run.kind != "sleep" or run.status == "done":
         raise InputError(f"{run_id} is a {run.kind} that is {run.status}: nothing is left of it")
     if run.request.get("config") != _fingerprint(store, config):
         raise InputError(
