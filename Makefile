@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_STORE := ./demo-store
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-core lint bench-pipeline bench-models bench-sleep bench-store clean
+.PHONY: install demo test test-core chaos lint bench-pipeline bench-models bench-sleep bench-store clean
 
 install: $(STAMP)
 
@@ -27,6 +27,11 @@ test: $(STAMP)
 # The tests without Ray: seconds.
 test-core: $(STAMP)
 	$(BIN)/python -m pytest -m "not ray"
+
+# Hundreds of kills at random moments; the tests make twenty.
+CHAOS_ROUNDS ?= 300
+chaos: $(STAMP)
+	CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(BIN)/python -m pytest -q -s tests/pipelines/test_chaos.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, TypeVar
 
 import click
@@ -37,9 +38,11 @@ def print_result(value: Any, text: str, as_json: bool) -> None:
 
 @contextmanager
 def notes_shown() -> Iterator[None]:
-    """Say what can be done about a run that was cut off, by an error or by the keyboard."""
+    """Say what can be done about a run that was cut off, by an error or by the keyboard. What Ray
+    prints meanwhile goes to standard error: standard output is the result's."""
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except BaseException as error:
         for note in getattr(error, "__notes__", ()):
             click.echo(f"lightmem: {note}", err=True)
