@@ -164,15 +164,6 @@ class Entry:
         return (self.said_at, self.session_id, self.position, self.ordinal)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Version:
-    """An entry as it was until `replaced_by`, a run, changed it at `replaced_at`."""
-
-    entry: Entry
-    replaced_at: int
-    replaced_by: str
-
-
 @dataclass(frozen=True, slots=True)
 class Extracted:
     """The outcome of a buffer: its messages with their states, and the entries written."""

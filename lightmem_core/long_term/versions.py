@@ -19,7 +19,16 @@ from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import of_users, read_batches
 from lightmem_core.schema import from_table
-from lightmem_core.types import Entry, Version
+from lightmem_core.types import Entry
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Version:
+    """An entry as it was until `replaced_by`, a run, changed it at `replaced_at`."""
+
+    entry: Entry
+    replaced_at: int
+    replaced_by: str
 
 
 @dataclass(frozen=True, slots=True)

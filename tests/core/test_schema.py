@@ -30,7 +30,7 @@ VECTOR = np.array([0.6, 0.8], np.float32)
 PLACES = (Source("s1", 3), Source("s2", 0))
 FULL = Entry(
     "e1", "ada", "s1", 3, 1, "Ada", "It rains.", "rain", 5, 7, PLACES, "coach", "llm", "run-1", 9,
-    PLACES[:1], "e2", "run-2", 4, VECTOR,
+    PLACES[:1], "e2", "run-2", 11, 4, VECTOR,
 )  # fmt: skip
 BARE = Entry("e2", "ada", "s1", 0, 0, "Ada", "", "", 0, None, ())
 SEGMENTS = (Segment((SAID, PLAIN)), Segment((PLAIN,)), Segment(()))
@@ -41,6 +41,7 @@ ROWS = [
     Fact("x", ()), FULL, BARE, Extracted("ada", (SAID,), (FULL, BARE), 1), Extracted("ada", (), ()),
     UserEntries("ada", (FULL, BARE)), UserEntries("ada", ()),
     Decision("ada", "e1", "merge", "e2", 0.123456789, "same words"),
+    Decision("ada", "e1", "update", "e2", 1.0, "an LLM", "It pours.", 3, 4),
     Rejected("f:1", "bad_json", "detail", "raw"),
 ]  # fmt: skip
 
