@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 COMPACT_AFTER = 50  # commits: search slows down with the fragments that each one leaves
 USERS_PER_FILTER = 1_000
+IDS_PER_FILTER = 1_000
+# A quarantined message may be stored by another run, or again from its place; of two places in the
+# input of one run the first keeps it.
+TRIED_AGAIN = (
+    "target.state = 'quarantined' AND "
+    "(target.run_id != source.run_id OR target.source = source.source)"
+)
 
 
 @dataclass(slots=True)
@@ -69,17 +76,17 @@ class Shard:
             self.messages,
             lambda: (
                 self.messages.merge_insert("id")
-                .when_matched_update_all(where="target.state = 'quarantined'")
+                .when_matched_update_all(where=TRIED_AGAIN)
                 .when_not_matched_insert_all()
                 .execute(messages)
             ),
         )
         if result.num_inserted_rows + result.num_updated_rows == len(messages):
             return 0
-        known = self.known(sorted(set(messages["user_id"].to_pylist())))
+        stored = self._places(sorted(set(messages["user_id"].to_pylist())))
         ids, runs, sources = (messages[c].to_pylist() for c in ("id", "run_id", "source"))
         mine = zip(ids, zip(runs, sources, strict=True), strict=True)
-        return sum(known.get(id, place) != place for id, place in mine)
+        return sum(stored[id] != place for id, place in mine)
 
     def update(self, changed: pa.Table) -> int:
         """Write changed entries in one version; what they were becomes a version first. A row
@@ -104,21 +111,25 @@ class Shard:
 
     def _keep_versions(self, changed: pa.Table) -> None:
         """Copy the rows that are about to be replaced; to do so again is harmless."""
-        names = ("id", "gen", "changed_at", "changed_by")
-        rows = zip(*(changed[name].to_pylist() for name in names), strict=True)
-        new = {id: (gen, at, by) for id, gen, at, by in rows}
-        users = sorted(set(changed["user_id"].to_pylist()))
-        for start in range(0, len(users), USERS_PER_FILTER):
-            old = read(self.entries, of_users(users[start : start + USERS_PER_FILTER]))
-            old = old.filter(pa.array([i in new for i in old["id"].to_pylist()], pa.bool_()))
-            ids, gens = old["id"].to_pylist(), old["gen"].to_pylist()
-            columns = {name: old[name] for name in self.entries.schema.names}
-            columns["key"] = pa.array([f"{i}.{gen}" for i, gen in zip(ids, gens, strict=True)])
-            columns["replaced_at"] = pa.array([new[i][1] for i in ids], pa.int64())
-            columns["replaced_by"] = pa.array([new[i][2] for i in ids], pa.string())
-            older = [gen < new[i][0] for i, gen in zip(ids, gens, strict=True)]
-            versions = pa.table(columns, schema=self.versions.schema)
-            insert_missing(self.versions, "key", versions.filter(pa.array(older, pa.bool_())))
+        names = ("id", "user_id", "gen", "changed_at", "changed_by")
+        columns = (changed[name].to_pylist() for name in names)
+        new = {id: row for id, *row in zip(*columns, strict=True)}
+        ids = sorted(new, key=lambda id: new[id][0])
+        for start in range(0, len(ids), IDS_PER_FILTER):
+            part = ids[start : start + IDS_PER_FILTER]
+            users = of_users(sorted({new[id][0] for id in part}))
+            old = read(self.entries, f"{users} AND id IN ({', '.join(map(quoted, part))})")
+            insert_missing(self.versions, "key", self._versions_of(old, new))
+
+    def _versions_of(self, old: pa.Table, new: dict[str, list[Any]]) -> pa.Table:
+        ids, gens = old["id"].to_pylist(), old["gen"].to_pylist()
+        columns = {name: old[name] for name in self.entries.schema.names}
+        columns["key"] = pa.array([f"{i}.{gen}" for i, gen in zip(ids, gens, strict=True)])
+        columns["replaced_at"] = pa.array([new[i][2] for i in ids], pa.int64())
+        columns["replaced_by"] = pa.array([new[i][3] for i in ids], pa.string())
+        older = [gen < new[i][1] for i, gen in zip(ids, gens, strict=True)]
+        versions = pa.table(columns, schema=self.versions.schema)
+        return versions.filter(pa.array(older, pa.bool_()))
 
     def compact(self) -> None:
         """Keep the tables fast after many commits."""
@@ -130,14 +141,17 @@ class Shard:
         """The run that stored each message of some users, and where that run had read it, by
         message id. Quarantined messages are not among them: they may be tried again.
         """
-        known: dict[str, tuple[str, str]] = {}
+        return self._places(user_ids, " AND state != 'quarantined'")
+
+    def _places(self, user_ids: Sequence[str], where: str = "") -> dict[str, tuple[str, str]]:
+        places: dict[str, tuple[str, str]] = {}
         columns = ["id", "run_id", "source"]
         for start in range(0, len(user_ids), USERS_PER_FILTER):
             users = of_users(user_ids[start : start + USERS_PER_FILTER])
-            found = read(self.messages, f"{users} AND state != 'quarantined'", columns)
+            found = read(self.messages, users + where, columns)
             ids, runs, sources = (found[name].to_pylist() for name in columns)
-            known |= dict(zip(ids, zip(runs, sources, strict=True), strict=True))
-        return known
+            places |= dict(zip(ids, zip(runs, sources, strict=True), strict=True))
+        return places
 
     def entries_of(self, user_ids: Sequence[str], tombstones: bool = False) -> list[Entry]:
         """Entries with their vectors, by user and in their order."""

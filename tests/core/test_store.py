@@ -216,6 +216,22 @@ def test_repeats_are_told_from_what_a_replay_writes_again(
     assert shard.messages.count_rows() == 1
 
 
+def test_a_failed_message_at_two_places_of_the_input_is_counted_once(
+    store: MemoryStore, message: Callable[..., Message]
+):
+    """However the input is cut into commits, and however often one is repeated."""
+    shard = store.shards[0]
+
+    def insert(run: str, source: str) -> int:
+        failed = message("It rains.", state="quarantined", source=source)
+        return shard.insert(to_table([Extracted("ada", (failed,), ())], Extracted), run)
+
+    assert [insert("run-1", place) for place in ("a:1", "b:7", "b:7", "a:1")] == [0, 1, 1, 0]
+    assert insert("run-2", "b:7") == 0
+    (row,) = shard.messages.to_arrow().to_pylist()
+    assert (row["run_id"], row["source"]) == ("run-2", "b:7")
+
+
 # --- update ------------------------------------------------------------------------------------
 
 
