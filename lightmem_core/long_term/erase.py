@@ -53,7 +53,7 @@ def erase_rows(store: MemoryStore, user_id: str) -> list[ErasedTable]:
     Raise StoreError naming what is left of the user.
     """
     tables = list(_tables_of(store, user_id))
-    ids = [found for table in tables for found in _ids(table, user_id)]
+    ids = _sought(tables, user_id)
     try:
         erased = [_erase(table, user_id) for table in tables]
     except (OSError, RuntimeError, ValueError) as error:
@@ -79,6 +79,14 @@ def erase_from_ledger(store: MemoryStore, user_id: str) -> int:
     return named
 
 
+def check_run_bytes(store: MemoryStore, user_id: str) -> None:
+    """Raise StoreError if a file that a run left holds an id of the user's rows. Only while these
+    are there can it be known: what is left must be found before they go."""
+    if "://" not in store.database.uri:
+        ids = _sought(list(_tables_of(store, user_id)), user_id)
+        check_bytes(Path(store.database.uri) / "_runs", ids)
+
+
 def check_bytes(folder: Path, ids: Sequence[str]) -> None:
     """Raise StoreError if a file below a folder holds one of the ids of what was erased."""
     if not ids:
@@ -98,6 +106,10 @@ def _tables_of(store: MemoryStore, user_id: str) -> Iterator[Table]:
             table = store.database.open_table(name)
             if "user_id" in table.schema.names:
                 yield table
+
+
+def _sought(tables: Sequence[Table], user_id: str) -> list[str]:
+    return [found for table in tables for found in _ids(table, user_id)]
 
 
 def _ids(table: Table, user_id: str) -> list[str]:

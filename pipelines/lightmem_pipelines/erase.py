@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from lightmem_core.config import Config, StoreConfig
 from lightmem_core.errors import StoreError
-from lightmem_core.long_term.erase import erase_from_ledger, erase_rows
+from lightmem_core.long_term.erase import check_run_bytes, erase_from_ledger, erase_rows
 from lightmem_core.long_term.mentions import Traces, pseudonym, redacted
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore
@@ -48,9 +48,10 @@ def erase(config: Config, user_id: str) -> Run:
     with running(store, "erase", {"user": pseudonym(user_id)}) as run:
         traces = Traces(user_id, _sources(store, user_id))  # the rows that tell them go last
         files = erase_files(config.memory.store, traces)
+        _check_run_files(config.memory.store, traces)
+        check_run_bytes(store, user_id)
         ledger = erase_from_ledger(store, user_id)
         tables = erase_rows(store, user_id)
-        _check_run_files(config.memory.store, traces)
         run.report = {
             "tables": [asdict(table) for table in tables],
             "run_files": asdict(files),

@@ -29,6 +29,7 @@ PLAN = pa.schema(
         ("new", pa.list_(pa.string())),  # the ids of new entries; null: all are
     ]
 )
+SEEN = pa.schema([("user_id", pa.string()), ("state", pa.string())])
 
 compute: Any = pc
 
@@ -60,10 +61,15 @@ class Scope:
 
 
 def _covered(store: MemoryStore, run: Run, user_id: str | None) -> Covered:
+    runs = store.runs.latest(sys.maxsize)
+    imported = max(
+        (max(r.started_at, r.finished_at) for r in runs if r.kind == "import"), default=0
+    )
     done = [
         r
-        for r in reversed(store.runs.latest(sys.maxsize))  # the latest last
-        if (r.kind, r.status, r.request.get("config")) == ("sleep", "done", run.request["config"])
+        for r in reversed(runs)  # the latest last
+        if r.started_at >= imported  # what is imported is new, though it was stored long ago
+        and (r.kind, r.status, r.request.get("config")) == ("sleep", "done", run.request["config"])
     ]
     whole = [(r.started_at, r.id) for r in done if r.request["user_id"] in (None, user_id)]
     at, run_id = whole[-1] if whole else (0, "")
@@ -106,7 +112,7 @@ class _Found:
         self.known = known
         self.entries: dict[str, int] = {}
         self.new: dict[str, list[str]] = {}
-        self.states: list[pa.Array] = []
+        self.states: list[pa.RecordBatch] = []
 
     def add(self, batch: pa.RecordBatch) -> None:
         for item in batch["user_id"].value_counts().to_pylist():
@@ -114,7 +120,9 @@ class _Found:
             self.entries[user] = self.entries.get(user, 0) + item["counts"]
         touched = _touched(batch)
         recent = compute.greater_equal(touched, self.scope.run.started_at - MARGIN_MS)
-        self.states.append(_states(batch.filter(recent), touched.filter(recent)))
+        shown = batch.filter(recent)
+        columns = [shown["user_id"], _states(shown, touched.filter(recent))]
+        self.states.append(pa.record_batch(columns, schema=SEEN))
         if not self.scope.covered.at and not self.scope.covered.users:
             return
         late = compute.greater_equal(touched, self._since(batch["user_id"]))
@@ -133,7 +141,7 @@ class _Found:
 
     @property
     def seen(self) -> pa.Table:
-        return pa.table({"state": pa.chunked_array(self.states, pa.string())})
+        return pa.Table.from_batches(self.states, SEEN)
 
     def visited(self) -> dict[str, list[str] | None]:
         """The users who have anything new, with its ids; None where all is."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,10 +21,12 @@ from lightmem_core.formats import Rejected
 from lightmem_core.long_term.embed import encode
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_core.long_term.tables import of_users
 from lightmem_core.schema import to_table
 from lightmem_core.types import Decision, Entry, Extracted, Message, Source
 from lightmem_pipelines.erase import erase
 from lightmem_pipelines.files import RunFiles
+from lightmem_pipelines.planning import Scope, plan_shard
 
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 USERS = ("ada", "eve-the-erased")
@@ -98,6 +101,60 @@ def test_a_user_goes_from_the_tables_the_ledger_and_the_files_of_runs(config: Co
     again = erase(config, "eve-the-erased")
     assert again.report["run_files"] == {"files": 0, "rows": 0}
     assert left_of_runs(config) == left
+
+
+def asleep(config: Config) -> Path:
+    """Plan a sleep, as its first step does, and return what it has seen."""
+    store = MemoryStore.open(config.memory.store)
+    request = {"user_id": None, "every": False, "config": "a"}
+    run = Run("sleep-2", "sleep", "done", 5, request=request)
+    store.runs.write(run)
+    for number in range(store.shard_count):
+        plan_shard(config, Scope.of(store, run), number)
+    return Path(RunFiles.of(config.memory.store, run.id).folder("seen"))
+
+
+def test_what_a_sleep_has_seen_of_the_user_goes_and_the_rest_stays(config: Config):
+    (seen,) = asleep(config).iterdir()
+    before = pq.read_table(seen)
+    assert sorted(before["user_id"].to_pylist()) == sorted(USERS)
+    erase(config, "eve-the-erased")
+    left = pq.read_table(seen)
+    assert left == before.filter(pc.equal(before["user_id"], "ada"))  # pyright: ignore[reportAttributeAccessIssue]
+    files = [p for p in Path(config.memory.store.uri).rglob("*") if p.is_file()]
+    assert not [p for p in files if b"e-eve-the-erased-" in p.read_bytes()]
+
+
+def test_an_erase_that_was_cut_off_before_the_rows_went_is_finished_by_the_next(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    asleep(config)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="died"):
+
+        def dies(store: MemoryStore, user_id: str):
+            store.shard_for(user_id).entries.delete(of_users([user_id]))
+            raise OSError("it died")
+
+        patch.setattr("lightmem_pipelines.erase.erase_rows", dies)
+        erase(config, "eve-the-erased")
+    assert erase(config, "eve-the-erased").status == "done"
+    files = [p for p in Path(config.memory.store.uri).rglob("*") if p.is_file()]
+    assert not [p for p in files if b"e-eve-the-erased-" in p.read_bytes()]
+
+
+def test_an_erase_that_finds_an_id_in_a_file_of_a_run_fails_each_time_until_it_is_gone(
+    config: Config,
+):
+    """A file whose rows name nobody: what is left of the user must not be proven gone."""
+    ids = pa.table({"state": ["e-eve-the-erased-0123456789@7"]})
+    RunFiles.of(config.memory.store, "sleep-2").write_rows("seen", "0000", ids)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"0000.parquet still holds an id of the user"):
+            erase(config, "eve-the-erased")
+        shard = MemoryStore.open(config.memory.store).shard_for("eve-the-erased")
+        assert len(shard.entries_of(["eve-the-erased"])) == 1
+    RunFiles.of(config.memory.store, "sleep-2").clear("seen")
+    assert erase(config, "eve-the-erased").status == "done"
 
 
 @pytest.mark.parametrize("name", [".half.parquet.77", "half.parquet"])

@@ -102,6 +102,19 @@ def test_a_night_that_did_not_end_or_judged_otherwise_covers_nothing(
     assert night(START + 9) == {"ada": None}
 
 
+def test_what_was_imported_since_is_new_though_it_was_stored_long_before(
+    put: Put, night: Night, store: MemoryStore
+):
+    put("ada", 0, 1)
+    night(START)
+    night(START + 1, user_id="ada")
+    store.runs.write(Run("import-1", "import", "done", START + 2, START + 4))
+    put("bob", 0, 1)
+    assert night(START + 3, user_id="bob") == {"bob": None}
+    assert night(START + 5) == {"ada": None, "bob": None}
+    assert night(START + 6) == {}
+
+
 def test_every_one_can_be_visited_again(put: Put, night: Night):
     put("ada", 0, 1)
     night(START)
