@@ -45,6 +45,8 @@ def sleep(
     config = config_of(path, store)
     if planned is not None and any(asked.values()):
         raise click.UsageError("--apply stands alone: what is applied was decided before.")
+    if asked["resume"] and (asked["user"] is not None or asked["every"] or asked["dry_run"]):
+        raise click.UsageError("--resume stands alone: a run goes on as it was asked for at first.")
     with notes_shown():
         if planned is not None:
             run = apply_planned(config, planned)
