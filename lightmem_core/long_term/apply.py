@@ -73,6 +73,24 @@ def apply_decisions(
     return Applied(changed, Counter(d.action for d in held), dropped)
 
 
+def landed(entries: Sequence[Entry], decisions: Sequence[Decision], phase: Phase) -> Applied:
+    """What has come of decisions that are not tried again. Those that would still change their
+    entry, or the one that takes its sources, count as changed meanwhile."""
+    rows = {e.id: e for e in entries}
+    held, dropped = _standing(rows, decisions, phase.run_id)
+    due = {e.id for e in apply_decisions(entries, decisions, phase).changed}
+    for heir, givers in _handed_on([d for d in held if d.action == "merge"]):
+        if heir in due:
+            due.update(givers)
+    done = [
+        d
+        for d in held
+        if d.entry_id not in due or (d.action in OBSOLETE and _landed(d, rows, phase.run_id))
+    ]
+    lost = +Counter({CHANGED_MEANWHILE: len(held) - len(done)})
+    return Applied([], Counter(d.action for d in done), Counter(dropped) + lost)
+
+
 def _standing(
     rows: Mapping[str, Entry], decisions: Sequence[Decision], run_id: str
 ) -> tuple[list[Decision], Counter[str]]:

@@ -26,6 +26,7 @@ from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.shard import USERS_PER_FILTER, Shard
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import now_ms, of_users, quoted, read, read_batches
+from lightmem_core.long_term.upkeep import compact_if_crowded
 from lightmem_core.long_term.versions import states_of
 from lightmem_core.schema import to_table
 from lightmem_core.types import Entry, Source
@@ -71,8 +72,11 @@ def undo(store: MemoryStore, run_id: str, by: str) -> UndoReport:
     started = time.perf_counter()
     asked, report = Undo(run_id, by, now_ms()), UndoReport()
     for shard in store.shards:
-        for users in _portions(_touched(shard, run_id)):
+        touched = _touched(shard, run_id)
+        for users in _portions(touched):
             _undo_users(shard, users, asked, report)
+        if touched:
+            compact_if_crowded(shard)
     report.seconds = round(time.perf_counter() - started, 3)
     return report
 
@@ -128,12 +132,22 @@ def _undo_users(shard: Shard, users: Sequence[str], asked: Undo, report: UndoRep
     corrected = plan.corrected()
     changed = {**plan.restored, **corrected}
     written = [asked.written(entry, present[entry.id]) for entry in changed.values()]
-    report.changed_meanwhile += shard.update(to_table(written, Entry))
-    report.restored += len(plan.restored)
-    report.corrected += len(corrected)
+    lost: set[str] = set()
+    if shard.update(to_table(written, Entry)):
+        lost = changed.keys() - _written_by(shard, users, asked.run_id)
+    report.changed_meanwhile += len(lost)
+    report.restored += len(plan.restored.keys() - lost)
+    report.corrected += len(corrected.keys() - lost)
     report.without_version += len(plan.without_version)
     for entry_id in plan.later:
         _count_later(report, plan.states[entry_id], asked)
+
+
+def _written_by(shard: Shard, users: Sequence[str], run_id: str) -> set[str]:
+    """The entries of users that a run has written, also where others have changed them since."""
+    where = f"{of_users(users)} AND changed_by = {quoted(run_id)}"
+    tables = (shard.entries, shard.versions)
+    return {i for table in tables for i in read(table, where, ["id"])["id"].to_pylist()}
 
 
 def _count_later(report: UndoReport, chain: Sequence[Entry], asked: Undo) -> None:

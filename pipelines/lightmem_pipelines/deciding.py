@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +14,11 @@ import ray
 
 from lightmem_core import factory
 from lightmem_core.config import Config
-from lightmem_core.long_term.apply import Applied, Phase, apply_decisions
+from lightmem_core.long_term.apply import Applied, Phase, apply_decisions, landed
 from lightmem_core.long_term.shard import USERS_PER_FILTER, Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.long_term.tables import now_ms, of_users, quoted, read
+from lightmem_core.long_term.upkeep import compact_if_crowded
 from lightmem_core.schema import from_table, to_table
 from lightmem_core.types import Decision, Entry, Extracted
 from lightmem_pipelines.files import RunFiles
@@ -106,6 +107,13 @@ class Outcome:
     held: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
 
+    @classmethod
+    def of(cls, parts: Iterable[Applied]) -> Outcome:
+        outcome = cls()
+        for part in parts:
+            outcome.add(part)
+        return outcome
+
     def add(self, other: Applied | Outcome) -> None:
         self.held.update(other.held)
         self.dropped.update(other.dropped)
@@ -116,7 +124,8 @@ class ApplyPortions:
     """The change that a run makes to a shard: the decisions of all its portions, in one commit.
 
     Where an online write came between reading and the commit it wins, and what now follows from
-    the decisions is written again. `vectors` refer to those of updated texts, by portion.
+    the decisions is written again; what has not landed in the end is counted as dropped. `vectors`
+    refer to those of updated texts, by portion.
     """
 
     files: RunFiles
@@ -124,19 +133,23 @@ class ApplyPortions:
     vectors: Mapping[str, Any]
 
     def __call__(self, shard: Shard) -> Outcome:
-        outcome = Outcome()
-        for _ in range(ROUNDS):
-            outcome, at = Outcome(), now_ms()
-            changed = [to_table(a.changed, Entry) for a in self._applied(shard, at, outcome)]
-            if not any(map(len, changed)) or not shard.update(pa.concat_tables(changed)):
-                break
+        outcome = self._written(shard)
+        compact_if_crowded(shard)
         return outcome
 
-    def _applied(self, shard: Shard, at: int, outcome: Outcome) -> Iterator[Applied]:
+    def _written(self, shard: Shard) -> Outcome:
+        for _ in range(ROUNDS):
+            applied = list(self._judged(shard, apply_decisions))
+            changed = [to_table(a.changed, Entry) for a in applied]
+            if not any(map(len, changed)) or not shard.update(pa.concat_tables(changed)):
+                return Outcome.of(applied)
+        return Outcome.of(self._judged(shard, landed))
+
+    def _judged(self, shard: Shard, judge: Callable[..., Applied]) -> Iterator[Applied]:
+        """What a function makes of each portion's decisions and the present rows."""
+        at = now_ms()
         for name in self.names:
             decisions = read_decisions(self.files, name)
             vectors: Any = ray.get(self.vectors[name]) if name in self.vectors else {}
             phase = Phase(self.files.run_id, at, vectors)
-            applied = apply_decisions(rows_of(shard, decisions), decisions, phase)
-            outcome.add(applied)
-            yield applied
+            yield judge(rows_of(shard, decisions), decisions, phase)

@@ -293,8 +293,22 @@ def test_a_write_that_comes_in_between_wins(
 
     monkeypatch.setattr(undo_module, "states_of", read_and_be_overtaken)
     report = undo(store, "sleep-1", "undo-1")
-    assert report.changed_meanwhile == 1
+    assert (report.restored, report.changed_meanwhile) == (1, 1)
     assert [e.changed_by for e in rows_of(store)] == ["online-1", "undo-1"]
+
+
+def test_a_shard_of_many_fragments_is_compacted_in_the_end(
+    store: MemoryStore, put: Callable[..., list[Entry]]
+):
+    a, b = put(store, "a", "b")
+    merged(store, "sleep-1", a, b)
+    for at in range(2, 26):
+        put(store, "more", start=at)
+    undone(store, "sleep-1")
+    entries = store.shards[0].entries
+    entries.checkout_latest()
+    assert len(entries.to_lance().get_fragments()) < 5
+    assert entries.count_rows() == 26
 
 
 # --- cut off and refused -----------------------------------------------------------------------

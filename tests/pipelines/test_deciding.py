@@ -116,8 +116,29 @@ def test_an_entry_that_is_changed_right_before_the_commit_stays(shard: Shard, ap
 
 
 def test_a_writer_who_is_always_faster_is_left_alone_in_the_end(shard: Shard, apply: ApplyPortions):
-    apply(raced(shard, *["4"] * 99))
+    outcome = apply(raced(shard, *["4"] * 99))
     assert state(shard)["4"][0].count("online") == deciding.ROUNDS
+    assert state(shard)["4"][2] == []
+    assert (outcome.held, outcome.dropped) == ({"supersede": 1}, {"changed meanwhile": 2})
+
+
+def test_an_entry_whose_writer_is_always_faster_counts_as_changed_meanwhile(
+    shard: Shard, apply: ApplyPortions, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(deciding, "ROUNDS", 1)
+    outcome = apply(raced(shard, "3"))
+    assert (outcome.held, outcome.dropped) == ({"merge": 2}, {"changed meanwhile": 1})
+
+
+def test_a_shard_of_many_fragments_is_compacted_in_the_end(shard: Shard, apply: ApplyPortions):
+    rows = [e for e in shard.entries_of(["ada"]) if e.id == "5"]
+    for n in range(30):
+        more = [replace(e, id=f"more {n}") for e in rows]
+        shard.entries.add(to_table(more, Entry).cast(shard.entries.schema))
+    apply(shard)
+    shard.entries.checkout_latest()
+    assert len(shard.entries.to_lance().get_fragments()) < 5
+    assert shard.entries.count_rows() == 36
 
 
 @pytest.mark.parametrize("ids", [1, 2, 3, 1_000])
