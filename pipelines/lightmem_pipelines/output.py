@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightmem_core.long_term.render import entry_line
 from lightmem_pipelines.durations import duration
+from lightmem_pipelines.output_data import erase_lines, import_lines
 from lightmem_pipelines.output_reembed import reembed_lines
 from lightmem_pipelines.output_sleep import reason_lines, sleep_lines
 from lightmem_pipelines.output_undo import undo_lines
@@ -135,6 +136,8 @@ def run_text(run: Run) -> str:
         "sleep": _sleep_lines,
         "reembed": reembed_lines,
         "undo": undo_lines,
+        "erase": erase_lines,
+        "import": import_lines,
     }
     body = bodies.get(run.kind)
     tail = [f"apply it with `lightmem sleep --apply {run.id}`"] if run.status == "planned" else []

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 from lightmem_core import Config, factory, load_config
 from lightmem_core.errors import StoreError
@@ -22,11 +23,14 @@ from lightmem_core.long_term.embed import encode
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.long_term.tables import of_users
+from lightmem_core.long_term.transfer import ExportRequest, export
 from lightmem_core.schema import to_table
 from lightmem_core.types import Decision, Entry, Extracted, Message, Source
+from lightmem_pipelines import output
 from lightmem_pipelines.erase import erase
 from lightmem_pipelines.files import RunFiles
 from lightmem_pipelines.planning import Scope, plan_shard
+from lightmem_pipelines.transfer import import_into
 
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 USERS = ("ada", "eve-the-erased")
@@ -129,14 +133,15 @@ def test_an_erase_that_was_cut_off_before_the_rows_went_is_finished_by_the_next(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ):
     asleep(config)
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="died"):
 
-        def dies(store: MemoryStore, user_id: str):
-            store.shard_for(user_id).entries.delete(of_users([user_id]))
-            raise OSError("it died")
+    def dies(store: MemoryStore, user_id: str):
+        store.shard_for(user_id).entries.delete(of_users([user_id]))
+        raise OSError("it died")
 
+    with monkeypatch.context() as patch:
         patch.setattr("lightmem_pipelines.erase.erase_rows", dies)
-        erase(config, "eve-the-erased")
+        with pytest.raises(OSError, match="died"):
+            erase(config, "eve-the-erased")
     assert erase(config, "eve-the-erased").status == "done"
     files = [p for p in Path(config.memory.store.uri).rglob("*") if p.is_file()]
     assert not [p for p in files if b"e-eve-the-erased-" in p.read_bytes()]
@@ -177,6 +182,16 @@ def test_a_file_of_an_unknown_kind_that_names_the_user_is_named(config: Config):
     assert (run.kind, run.status) == ("erase", "failed")
     place.unlink()
     assert erase(config, "eve-the-erased").id == run.id
+
+
+def test_the_text_of_a_run_tells_what_an_erase_and_an_import_did(config: Config, tmp_path: Path):
+    store = MemoryStore.open(config.memory.store)
+    export(store, LocalFileSystem(), str(tmp_path / "out"), ExportRequest(("eve-the-erased",)))
+    texts = [output.run_text(erase(config, "eve-the-erased")) for _ in range(2)]
+    assert "entries_0000                1 rows gone" in texts[0]
+    assert ["nothing of this user was found" in text for text in texts] == [False, True]
+    imported = output.run_text(import_into(config, str(tmp_path / "out")))
+    assert "entries           1 added         0 renewed" in imported
 
 
 def test_the_commands_export_import_and_erase(config: Config, tmp_path: Path):
