@@ -17,6 +17,7 @@ from lightmem_core.long_term.embed import encode
 from lightmem_core.long_term.render import embedding_text
 from lightmem_core.long_term.shard import COMPACT_AFTER
 from lightmem_core.long_term.store import SCHEMA_VERSION, MemoryStore, VectorModel
+from lightmem_core.long_term.tables import committed
 from lightmem_core.long_term.transfer import (
     GROUP_ROWS,
     KINDS,
@@ -137,10 +138,16 @@ class Importer:
 
     def _merge(self, kind: Kind, number: int, rows: pa.Table) -> None:
         table = table_of(self.store.shards[number], kind)
-        table.checkout_latest()
         rows = rows.sort_by([("user_id", "ascending"), ("said_at", "ascending")])
-        merge = table.merge_insert(KEYS[kind]).when_not_matched_insert_all()
-        result = merge.when_matched_update_all(where=RENEWED[kind]).execute(rows)
+        result = committed(
+            table,
+            lambda: (
+                table.merge_insert(KEYS[kind])
+                .when_matched_update_all(where=RENEWED[kind])
+                .when_not_matched_insert_all()
+                .execute(rows)
+            ),
+        )
         count = self.counts[kind]
         count.added += result.num_inserted_rows
         count.renewed += result.num_updated_rows

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lightmem_core.errors import StoreError
-from lightmem_core.long_term.tables import quoted
+from lightmem_core.long_term.tables import committed, keyed_table, quoted
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection
@@ -44,11 +44,7 @@ class Run:
 
 class RunLedger:
     def __init__(self, database: DBConnection):
-        if NAME in database.list_tables(limit=100_000).tables:
-            self.table = database.open_table(NAME)
-        else:
-            self.table = database.create_table(NAME, schema=SCHEMA, exist_ok=True)
-            self.table.set_unenforced_primary_key("id")  # pyright: ignore[reportAttributeAccessIssue]
+        self.table = keyed_table(database, NAME, SCHEMA, "id")
 
     def write(self, run: Run) -> None:
         """Add a run, or replace what is known of it."""
@@ -61,11 +57,15 @@ class RunLedger:
             "request": json.dumps(run.request, ensure_ascii=False),
             "report": json.dumps(run.report, ensure_ascii=False),
         }
-        (
-            self.table.merge_insert("id")
-            .when_matched_update_all()
-            .when_not_matched_insert_all()
-            .execute(pa.Table.from_pylist([row], schema=SCHEMA))
+        rows = pa.Table.from_pylist([row], schema=SCHEMA)
+        committed(
+            self.table,
+            lambda: (
+                self.table.merge_insert("id")
+                .when_matched_update_all()
+                .when_not_matched_insert_all()
+                .execute(rows)
+            ),
         )
 
     def get(self, run_id: str) -> Run:

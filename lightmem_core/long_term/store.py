@@ -22,7 +22,14 @@ from lightmem_core.errors import StoreError
 from lightmem_core.long_term.objects import check_store
 from lightmem_core.long_term.runs import RunLedger
 from lightmem_core.long_term.shard import Shard
-from lightmem_core.long_term.tables import entry_schema, message_schema, version_schema
+from lightmem_core.long_term.tables import (
+    entry_schema,
+    keyed_table,
+    made_once,
+    message_schema,
+    opened,
+    version_schema,
+)
 from lightmem_core.protocols import Embedder
 from lightmem_core.schema import to_table
 
@@ -123,12 +130,12 @@ class MemoryStore:
         """Open the store, making it first where there is none."""
         check_store(config, write=True)
         database = connect(config)
-        if MANIFEST not in table_names(database):
+        if opened(database, MANIFEST) is None:
             for shard in range(config.shards):
                 create_shard(database, TableNames(0, shard), model.dim)
             # Last: a store whose making was cut off does not exist yet.
             manifest = Manifest(SCHEMA_VERSION, config.shards, model.name, model.dim)
-            database.create_table(MANIFEST, manifest.table(), exist_ok=True)
+            made_once(database, MANIFEST, manifest.table())
         return cls.open(config, model)
 
     @classmethod
@@ -137,7 +144,7 @@ class MemoryStore:
         check_store(config)
         local = "://" not in config.uri
         database = None if local and not Path(config.uri).exists() else connect(config)
-        if database is None or MANIFEST not in table_names(database):
+        if database is None or opened(database, MANIFEST) is None:
             raise StoreError(f"there is no store at {config.uri}: run `lightmem backfill` first")
         manifest = read_manifest(database)
         if manifest.schema_version != SCHEMA_VERSION:
@@ -211,19 +218,13 @@ def table_names(database: DBConnection) -> list[str]:
 
 def create_shard(database: DBConnection, names: TableNames, dim: int) -> None:
     """Make the tables of a shard, as far as they are not there."""
-    _create_table(database, names.messages, message_schema(), "id")
-    _create_table(database, names.versions, version_schema(dim), "key")
-    _create_table(database, names.entries, entry_schema(dim), "id")
+    _make_table(database, names.messages, message_schema(), "id")
+    _make_table(database, names.versions, version_schema(dim), "key")
+    _make_table(database, names.entries, entry_schema(dim), "id")
 
 
-def _create_table(database: DBConnection, name: str, schema: pa.Schema, key: str) -> None:
-    """A primary key makes replayed inserts harmless; it must have no scalar index of its own."""
-    from lancedb.index import BTree
-
-    if name in table_names(database):
-        if database.open_table(name).schema == schema:
-            return
+def _make_table(database: DBConnection, name: str, schema: pa.Schema, key: str) -> None:
+    found = opened(database, name)
+    if found is not None and found.schema != schema:
         database.drop_table(name)  # of a store of another shape, whose making was cut off
-    table = database.create_table(name, schema=schema)
-    table.set_unenforced_primary_key(key)  # pyright: ignore[reportAttributeAccessIssue]
-    table.create_index("user_id", config=BTree())
+    keyed_table(database, name, schema, key, "user_id")

@@ -15,6 +15,7 @@ from lightmem_core.schema import schema_of
 from lightmem_core.types import Entry, Message
 
 if TYPE_CHECKING:
+    from lancedb.db import DBConnection
     from lancedb.table import Table
 
 FRAGMENT_ROWS = 50_000  # a fragment of so many rows is left alone: none is rewritten for ever
@@ -23,6 +24,7 @@ VERSIONS = 100  # of a small table
 KEPT = timedelta(hours=1)  # old versions: as long as a reader may take
 ATTEMPTS = 6  # at a commit, each of which LanceDB itself repeats for 30 seconds
 PAUSE_S = 0.1  # at most, before the second attempt; it doubles with each
+KEY_MARK = {b"lance-schema:unenforced-primary-key:position": b"1"}
 T = TypeVar("T")
 
 
@@ -62,6 +64,88 @@ def message_schema() -> pa.Schema:
 
 def _with_key(schema: pa.Schema) -> pa.Schema:
     return schema.set(schema.get_field_index("id"), pa.field("id", pa.string(), nullable=False))
+
+
+def opened(database: DBConnection, name: str) -> Table | None:
+    """A table, None where there is none: a folder whose first commit never came is none."""
+    try:
+        return database.open_table(name)
+    except ValueError as error:
+        if "not found" not in str(error).lower():
+            raise
+        return None
+
+
+def made_once(database: DBConnection, name: str, rows: pa.Table) -> Table:
+    """Open a table, or make it of some rows; of several makers at once only one does.
+
+    `create_table` would not do: the later maker replaces the table, and what is in it by then.
+    """
+    if (table := opened(database, name)) is not None:
+        return table
+    from lance import LanceDataset, LanceOperation
+    from lance.fragment import write_fragments
+
+    uri = _uri(database, name)
+    options: dict[str, str] | None = getattr(database, "storage_options", None)
+    data = write_fragments(rows, uri, mode="create", storage_options=options) if len(rows) else []
+    made = LanceOperation.Overwrite(rows.schema, data)
+    try:
+        LanceDataset.commit(uri, made, storage_options=options, max_retries=0)
+    except (OSError, RuntimeError, ValueError):
+        if (table := opened(database, name)) is None:
+            raise
+        return table
+    return database.open_table(name)
+
+
+def _uri(database: DBConnection, name: str) -> str:
+    if "://" not in database.uri:
+        return f"{database.uri}/{name}.lance"
+    place, mark, query = database.uri.partition("?")
+    return f"{place.rstrip('/')}/{name}.lance{mark}{query}"
+
+
+def keyed_table(
+    database: DBConnection, name: str, schema: pa.Schema, key: str, index: str | None = None
+) -> Table:
+    """Open a table, or make it, with a primary key, and an index on another column. What a maker
+    that died left out is added.
+
+    The key makes replayed inserts harmless; its column must have no scalar index.
+    """
+    place = schema.get_field_index(key)
+    keyed = schema.set(place, schema.field(place).with_metadata(KEY_MARK))
+    table = made_once(database, name, keyed.empty_table())
+    if not _has_key(table, key):
+        committed(table, lambda: _set_key(table, key))
+    if index and not _has_index(table, index):
+        committed(table, lambda: _make_index(table, index))
+    return table
+
+
+def _has_key(table: Table, key: str) -> bool:
+    return bool(KEY_MARK.keys() & (table.schema.field(key).metadata or {}).keys())
+
+
+def _set_key(table: Table, key: str) -> None:
+    try:
+        table.set_unenforced_primary_key(key)  # pyright: ignore[reportAttributeAccessIssue]
+    except (RuntimeError, ValueError):
+        table.checkout_latest()
+        if not _has_key(table, key):  # else another process was first
+            raise
+
+
+def _has_index(table: Table, column: str) -> bool:
+    return any(index.columns == [column] for index in table.list_indices())
+
+
+def _make_index(table: Table, column: str) -> None:
+    from lancedb.index import BTree
+
+    if not _has_index(table, column):
+        table.create_index(column, config=BTree())
 
 
 def of_users(user_ids: Sequence[str]) -> str:
