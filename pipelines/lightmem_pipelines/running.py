@@ -18,6 +18,15 @@ from lightmem_core.types import stable_id
 
 log = logging.getLogger(__name__)
 
+WORK = {  # what the others are told is under way
+    "backfill": "a backfill of the same input",
+    "sleep": "a sleep",
+    "undo": "an undo",
+    "reembed": "a reembed",
+    "import": "an import",
+    "erase": ERASING,
+}
+
 
 @dataclass
 class Running:
@@ -40,24 +49,40 @@ def running(
     """Keep a run in the ledger. One that was interrupted is gone on with under its own name: the
     one that `resume` names, or the last of the same request.
 
-    Raise StoreError while another process is at the same work, InputError if `resume` names a run
-    of another request.
+    Raise StoreError while another process is at the same work, or if one may have begun it because
+    the hold on the store was lost; InputError if `resume` names a run of another request.
     """
-    with Leases(store.database).held(_lease(kind, request)):
+    with Leases(store.database).held(_lease(kind, request), WORK.get(kind, kind)) as hold:
         run = _resumed(store, kind, request, resume) or _new(kind, request)
         store.runs.write(run)
         state = Running(run)
         try:
             yield state
+            hold.confirm()
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
-            error.add_note(f"what {run.id} has stored is kept; the same command finishes it")
-            store.runs.write(replace(run, status="failed", report={"error": reason}))
+            error.add_note(_note(run))
+            if not hold.lost:  # else the run may be another process's by now
+                _write_failed(store, run, error)
             raise
         ended = replace(run, status=state.status, finished_at=now_ms(), report=state.report)
         state.finished = ended
         store.runs.write(ended)
         drop_versions(store.runs.table)
+
+
+def _note(run: Run) -> str:
+    if run.kind == "erase":
+        return f"what {run.id} has erased is gone, what it has not may be left; erase again"
+    return f"what {run.id} has stored is kept; the same command finishes it"
+
+
+def _write_failed(store: MemoryStore, run: Run, error: BaseException) -> None:
+    """An error in this must not hide the one that ended the run."""
+    reason = f"{type(error).__name__}: {error}"
+    try:
+        store.runs.write(replace(run, status="failed", report={"error": reason}))
+    except Exception as second:  # noqa: BLE001
+        log.warning("%s could not be written as failed: %s", run.id, second)
 
 
 def _lease(kind: str, request: dict[str, Any]) -> str:
