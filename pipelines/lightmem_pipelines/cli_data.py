@@ -58,12 +58,12 @@ def export_command(
     """Write the memories, their history and the messages of USERs, or of everyone, to FOLDER."""
     from lightmem_core.long_term.store import MemoryStore
     from lightmem_core.long_term.transfer import ExportRequest, export
-    from lightmem_pipelines.files import filesystem
+    from lightmem_pipelines.files import filesystem, options_for
 
     config = config_of(path, store).memory.store
     opened = MemoryStore.open(config)
     request = ExportRequest(users, format, not no_vectors)
-    counts = export(opened, *filesystem(folder, config.storage_options), request)
+    counts = export(opened, *filesystem(folder, options_for(folder, config)), request)
     value = {"folder": folder, "format": format, "vectors": not no_vectors, "rows": counts}
     print_result(value, output_data.export_text(folder, counts), as_json)
 

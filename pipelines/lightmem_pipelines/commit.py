@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -45,11 +46,20 @@ class Admission:
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=RETRIES)
 class Committer:
-    """The one writer of a shard. Ray may restart it and repeat its calls: each is idempotent."""
+    """The one writer of a shard in a run. Ray may restart it and repeat its calls: each is
+    idempotent. Other runs may write at once: the primary key and repeated commits keep them apart.
+
+    The store is opened by the first call, whose error reaches the user as it is.
+    """
 
     def __init__(self, config: StoreConfig, number: int, model: VectorModel):
-        self.shard = MemoryStore.open(config, model).shard(number)
+        self.place = (config, number, model)
         self.commits = 0
+
+    @cached_property
+    def shard(self) -> Shard:
+        config, number, model = self.place
+        return MemoryStore.open(config, model).shard(number)
 
     def insert(self, extracted: pa.Table, run_id: str) -> int:
         if self.commits == RECYCLE_AFTER:
@@ -66,7 +76,7 @@ class Committer:
 
 
 class Committers:
-    """The committers of a store's shards, for the vectors of one model: a committer that starts
+    """A run's committers, one for each shard, for the vectors of one model: a committer that starts
     again after the store was switched to others refuses. Can be passed to tasks."""
 
     def __init__(self, config: StoreConfig, model: VectorModel | None = None):

@@ -9,7 +9,7 @@ from lightmem_core.config import Config
 from lightmem_core.long_term.restore import import_rows, read_manifest
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_pipelines.files import filesystem
+from lightmem_pipelines.files import filesystem, options_for
 from lightmem_pipelines.running import running
 
 
@@ -18,7 +18,7 @@ def import_into(config: Config, folder: str) -> Run:
 
     Raise InputError if the folder holds no export of this release, or one of other vectors.
     """
-    system, path = filesystem(folder, config.memory.store.storage_options)
+    system, path = filesystem(folder, options_for(folder, config.memory.store))
     embedder = factory.embedder(config.memory)
     model = VectorModel.of(embedder)
     manifest = read_manifest(system, path, model)
