@@ -10,11 +10,15 @@ from lancedb.db import DBConnection
 from lancedb.table import Table
 
 from lightmem_core.config import StoreConfig
+from lightmem_core.encoders.hashing import HashEmbedder
 from lightmem_core.errors import StoreError
 from lightmem_core.long_term.lease import Leases
+from lightmem_core.long_term.restore import Importer
 from lightmem_core.long_term.runs import Run, RunLedger
 from lightmem_core.long_term.store import MemoryStore, TableNames, VectorModel, connect
 from lightmem_core.long_term.tables import keyed_table, message_schema, opened
+from lightmem_core.schema import to_table
+from lightmem_core.types import Message
 
 MODEL = VectorModel("hash-16", 16)
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("user_id", pa.string())])
@@ -123,3 +127,26 @@ def test_a_store_whose_tables_have_no_key_yet_gets_them(store_config: StoreConfi
     assert store.shards[0].messages.schema.field("id").metadata
     assert indexed(store.shards[0].messages) == [["user_id"]]
     assert opened(store.database, "none") is None
+
+
+def test_an_import_goes_on_where_another_writer_was_in_its_way(
+    store_config: StoreConfig, message: Callable[..., Message], monkeypatch: pytest.MonkeyPatch
+):
+    store = MemoryStore.create(store_config, MODEL)
+    table, failed = store.shards[0].messages, []
+    merge = table.merge_insert
+
+    def in_the_way(key: str) -> object:
+        if not failed:
+            failed.append(key)
+            raise RuntimeError("Retryable commit conflict for version 3")
+        return merge(key)
+
+    monkeypatch.setattr(table, "merge_insert", in_the_way)
+    importer = Importer(store, HashEmbedder(MODEL.dim))
+    rows = to_table([message()], Message)
+    written = {"run_id": "run", "stored_at": 1}
+    for name, value in written.items():
+        rows = rows.append_column(name, pa.array([value]))
+    importer.add("messages", rows)
+    assert (failed, table.count_rows()) == (["id"], 1)

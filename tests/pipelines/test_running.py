@@ -60,7 +60,7 @@ def test_a_run_that_is_under_way_is_named(store: MemoryStore):
 def test_a_committer_says_that_the_store_was_switched_when_it_is_called(
     store: MemoryStore, config: StoreConfig
 ):
-    own: Any = Committer.__ray_metadata__.modified_class  # pyright: ignore[reportFunctionMemberAccess]
+    own: Any = Committer.__ray_metadata__.modified_class  # pyright: ignore[reportAttributeAccessIssue]
     committer = own(config, 0, VectorModel("another", 16))
     with pytest.raises(StoreError, match="the configured embedder is another"):
         committer.compact()
