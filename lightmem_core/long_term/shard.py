@@ -37,7 +37,8 @@ TRIED_AGAIN = (
 
 @dataclass(slots=True)
 class Shard:
-    """Reads may come from anywhere; `insert` and `update` only from the shard's one committer.
+    """A run writes to a shard from one process. Runs that meet are kept apart by the primary key
+    and by commits that are made again, not by a lock.
 
     `confirm` raises if the store has new vectors. It is asked after a commit too: what is committed
     before the switch is brought over, and what may not be is an error before it counts as stored.
