@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -54,25 +53,27 @@ class Committer:
 
     def __init__(self, config: StoreConfig, number: int, model: VectorModel):
         self.place = (config, number, model)
+        self.opened: Shard | None = None
         self.commits = 0
 
-    @cached_property
     def shard(self) -> Shard:
-        config, number, model = self.place
-        return MemoryStore.open(config, model).shard(number)
+        if self.opened is None:
+            config, number, model = self.place
+            self.opened = MemoryStore.open(config, model).shard(number)
+        return self.opened
 
     def insert(self, extracted: pa.Table, run_id: str) -> int:
         if self.commits == RECYCLE_AFTER:
             os._exit(0)  # Ray starts a fresh process and repeats this call in it
         self.commits += 1
-        return self.shard.insert(extracted, run_id)
+        return self.shard().insert(extracted, run_id)
 
     def apply(self, change: Callable[[Shard], Any]) -> Any:
         """Make a change that reads the shard as it now is; to make it again is harmless."""
-        return change(self.shard)
+        return change(self.shard())
 
     def compact(self) -> None:
-        self.shard.compact()
+        self.shard().compact()
 
 
 class Committers:
