@@ -99,7 +99,7 @@ def test_a_store_moves_while_it_is_written_to_and_goes_on_where_it_was_cut_off(o
     assert found[0].entry.text == "I drink coffee."
     with pytest.raises(StoreError, match="holds vectors of hash-24"):
         factory.retrieval(old.memory)
-    with pytest.raises(StoreError, match="was switched to vectors of hash-24"):
+    with pytest.raises(StoreError, match="vectors of hash-24"):
         ray.get(writers.actors[0].insert.remote(to_table([], Extracted), "late"))
     with pytest.raises(StoreError, match="holds vectors of hash-24"):
         Committers(old.memory.store, store.model)
