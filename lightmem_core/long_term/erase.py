@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightmem_core.errors import StoreError
 from lightmem_core.long_term.mentions import redacted
-from lightmem_core.long_term.store import MemoryStore
+from lightmem_core.long_term.store import MemoryStore, table_names
 from lightmem_core.long_term.tables import (
     FRAGMENT_ROWS,
     SCAN_ROWS,
@@ -31,7 +31,6 @@ from lightmem_core.long_term.tables import (
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-EVERY_RUN = 1_000_000
 SOUGHT_IDS = 10  # of a user's rows in each table, whose letters are looked for in all files
 SHARDED = re.compile(r"_(\d{4,})(_g\d+)?$")
 USER_COLUMNS = {"user_id", "values", "min", "max"}  # of data files, and of an index on user_id
@@ -68,7 +67,7 @@ def erase_rows(store: MemoryStore, user_id: str) -> list[ErasedTable]:
 def erase_from_ledger(store: MemoryStore, user_id: str) -> int:
     """Replace a user's id in the requests and reports of runs; return in how many it stood."""
     named = 0
-    for run in store.runs.latest(EVERY_RUN):
+    for run in store.runs.latest(None):
         request, report = redacted(run.request, user_id), redacted(run.report, user_id)
         if (request, report) != (run.request, run.report):
             store.runs.write(replace(run, request=request, report=report))
@@ -100,7 +99,7 @@ def check_bytes(folder: Path, ids: Sequence[str]) -> None:
 def _tables_of(store: MemoryStore, user_id: str) -> Iterator[Table]:
     """Those that can hold rows of the user, of all generations."""
     number = store.shard_number(user_id)
-    for name in store.database.list_tables(limit=100_000).tables:
+    for name in table_names(store.database):
         place = SHARDED.search(name)
         if place is None or int(place[1]) == number:
             table = store.database.open_table(name)

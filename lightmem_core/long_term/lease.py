@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lightmem_core.errors import StoreError
-from lightmem_core.long_term.tables import committed, drop_versions, keyed_table, now_ms, quoted
+from lightmem_core.long_term.tables import drop_versions, keyed_table, now_ms, quoted, upsert
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection
@@ -151,15 +151,7 @@ class Leases:
         """Without `where` only the holder's own row is written."""
         row = {"id": hold.name, "holder": self.holder, "until": until, "work": hold.work}
         rows = pa.Table.from_pylist([row], schema=SCHEMA)
-        committed(
-            self.table,
-            lambda: (
-                self.table.merge_insert("id")
-                .when_matched_update_all(where=where or f"target.holder = {quoted(self.holder)}")
-                .when_not_matched_insert_all()
-                .execute(rows)
-            ),
-        )
+        upsert(self.table, "id", rows, where or f"target.holder = {quoted(self.holder)}")
 
 
 def _taken(row: dict[str, Any]) -> StoreError:

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 
 from lightmem_core.errors import StoreError
 from lightmem_core.long_term.embed import encode
+from lightmem_core.long_term.portions import portioned
 from lightmem_core.long_term.render import embedding_text
-from lightmem_core.long_term.shard import USERS_PER_FILTER, Shard
+from lightmem_core.long_term.shard import IDS_PER_FILTER, Shard
 from lightmem_core.long_term.store import (
     MANIFEST,
     MemoryStore,
@@ -32,13 +33,21 @@ from lightmem_core.long_term.store import (
     read_manifest,
     table_names,
 )
-from lightmem_core.long_term.tables import committed, insert_missing, of_users, quoted, read
+from lightmem_core.long_term.tables import (
+    NEWER,
+    committed,
+    insert_missing,
+    made_once,
+    of_users,
+    quoted,
+    read,
+    upsert,
+)
 from lightmem_core.protocols import Embedder
 from lightmem_core.schema import from_table
 from lightmem_core.types import Entry
 
 ROWS = 2_000  # that are embedded and committed together: a killed job loses no more an actor
-IDS_PER_FILTER = 1_000
 VECTORS = r"(?:entries|versions)_\d+"
 OF_GENERATION = re.compile(rf"(?:{VECTORS}|{MANIFEST})_g(\d+)|{VECTORS}")
 
@@ -69,7 +78,7 @@ def next_generation(store: MemoryStore, model: VectorModel) -> MemoryStore:
         create_shard(store.database, TableNames(generation, number), model.dim)
     manifest = replace(store.manifest, embedder=model.name, dim=model.dim, generation=generation)
     # Last: a generation whose making was cut off is not gone on with.
-    store.database.create_table(_manifest_name(generation), manifest.table())
+    made_once(store.database, _manifest_name(generation), manifest.table())
     return MemoryStore(store.database, manifest)
 
 
@@ -146,16 +155,7 @@ def remove_gone(old: Shard, new: Shard, confirm: Callable[[], None]) -> int:
 
 def portions(sizes: Mapping[str, int], rows: int = ROWS) -> Iterator[list[str]]:
     """Users in their order, in portions of about so many rows."""
-    held: list[str] = []
-    work = 0
-    for user_id in sorted(sizes):
-        if held and (work + sizes[user_id] > rows or len(held) == USERS_PER_FILTER):
-            yield held
-            held, work = [], 0
-        held.append(user_id)
-        work += sizes[user_id]
-    if held:
-        yield held
+    return portioned(dict(sorted(sizes.items())), rows)
 
 
 class Reembedding:
@@ -186,15 +186,7 @@ def store_embedded(new: Shard, rows: Embedded) -> None:
     """Commit rows to the next generation, unless it holds them as they are or later."""
     insert_missing(new.versions, "key", rows.versions)
     if len(rows.entries):
-        committed(
-            new.entries,
-            lambda: (
-                new.entries.merge_insert("id")
-                .when_matched_update_all(where="target.gen < source.gen")
-                .when_not_matched_insert_all()
-                .execute(rows.entries)
-            ),
-        )
+        upsert(new.entries, "id", rows.entries, NEWER)
 
 
 def _pairs(old: Shard, new: Shard) -> tuple[tuple[Any, Any, str], ...]:

@@ -17,7 +17,7 @@ from lightmem_core.long_term.embed import encode
 from lightmem_core.long_term.render import embedding_text
 from lightmem_core.long_term.shard import COMPACT_AFTER
 from lightmem_core.long_term.store import SCHEMA_VERSION, MemoryStore, VectorModel
-from lightmem_core.long_term.tables import committed
+from lightmem_core.long_term.tables import NEWER, upsert
 from lightmem_core.long_term.transfer import (
     GROUP_ROWS,
     KINDS,
@@ -35,7 +35,7 @@ BUFFER_BYTES = 1 << 20
 KEYS: dict[Kind, str] = {"messages": "id", "entries": "id", "versions": "key"}
 RENEWED: dict[Kind, str] = {  # when a row that is there gives way to the imported one
     "messages": "target.state = 'quarantined' AND source.state != 'quarantined'",
-    "entries": "target.gen < source.gen",
+    "entries": NEWER,
     "versions": "false",
 }
 
@@ -139,15 +139,7 @@ class Importer:
     def _merge(self, kind: Kind, number: int, rows: pa.Table) -> None:
         table = table_of(self.store.shards[number], kind)
         rows = rows.sort_by([("user_id", "ascending"), ("said_at", "ascending")])
-        result = committed(
-            table,
-            lambda: (
-                table.merge_insert(KEYS[kind])
-                .when_matched_update_all(where=RENEWED[kind])
-                .when_not_matched_insert_all()
-                .execute(rows)
-            ),
-        )
+        result = upsert(table, KEYS[kind], rows, RENEWED[kind])
         count = self.counts[kind]
         count.added += result.num_inserted_rows
         count.renewed += result.num_updated_rows

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lightmem_core.errors import StoreError
-from lightmem_core.long_term.tables import committed, keyed_table, quoted
+from lightmem_core.long_term.tables import keyed_table, quoted, upsert
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection
@@ -58,15 +58,7 @@ class RunLedger:
             "report": json.dumps(run.report, ensure_ascii=False),
         }
         rows = pa.Table.from_pylist([row], schema=SCHEMA)
-        committed(
-            self.table,
-            lambda: (
-                self.table.merge_insert("id")
-                .when_matched_update_all()
-                .when_not_matched_insert_all()
-                .execute(rows)
-            ),
-        )
+        upsert(self.table, "id", rows)
 
     def get(self, run_id: str) -> Run:
         found = self.table.search().where(f"id = {quoted(run_id)}").to_list()
@@ -88,8 +80,8 @@ class RunLedger:
             raise StoreError("no run has been made on this store: run `lightmem backfill` first")
         return runs[0]
 
-    def latest(self, limit: int = 20) -> list[Run]:
-        """Runs, newest first."""
+    def latest(self, limit: int | None = 20) -> list[Run]:
+        """Runs, newest first; None: all."""
         rows = self.table.search().to_list()
         rows.sort(key=lambda row: (row["started_at"], row["id"]), reverse=True)
         return [_run(row) for row in rows[:limit]]

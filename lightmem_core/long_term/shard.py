@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lightmem_core.long_term.tables import (
+    NEWER,
     committed,
     compact,
     insert_missing,
@@ -17,6 +18,7 @@ from lightmem_core.long_term.tables import (
     quoted,
     read,
     read_batches,
+    upsert,
 )
 from lightmem_core.schema import from_table
 from lightmem_core.types import Entry, Message, Source
@@ -73,15 +75,7 @@ class Shard:
     def _insert_messages(self, messages: pa.Table) -> int:
         if not len(messages):
             return 0
-        result = committed(
-            self.messages,
-            lambda: (
-                self.messages.merge_insert("id")
-                .when_matched_update_all(where=TRIED_AGAIN)
-                .when_not_matched_insert_all()
-                .execute(messages)
-            ),
-        )
+        result = upsert(self.messages, "id", messages, TRIED_AGAIN)
         if result.num_inserted_rows + result.num_updated_rows == len(messages):
             return 0
         stored = self._places(sorted(set(messages["user_id"].to_pylist())))
@@ -98,14 +92,8 @@ class Shard:
         changed = _newest(changed.cast(self.entries.schema))
         self.entries.checkout_latest()
         self._keep_versions(changed)
-        result = committed(
-            self.entries,
-            lambda: (
-                self.entries.merge_insert("id")
-                .when_matched_update_all(where="target.gen < source.gen")
-                .execute(changed)
-            ),
-        )
+        merge = self.entries.merge_insert("id").when_matched_update_all(where=NEWER)
+        result = committed(self.entries, lambda: merge.execute(changed))
         self.confirm()
         self._count_commit()
         return len(changed) - result.num_updated_rows

@@ -144,9 +144,10 @@ class MemoryStore:
         check_store(config)
         local = "://" not in config.uri
         database = None if local and not Path(config.uri).exists() else connect(config)
-        if database is None or opened(database, MANIFEST) is None:
+        table = None if database is None else opened(database, MANIFEST)
+        if database is None or table is None:
             raise StoreError(f"there is no store at {config.uri}: run `lightmem backfill` first")
-        manifest = read_manifest(database)
+        manifest = _manifest(table)
         if manifest.schema_version != SCHEMA_VERSION:
             raise StoreError(
                 f"{config.uri} has schema version {manifest.schema_version}, this release reads "
@@ -162,8 +163,7 @@ class MemoryStore:
         return cls(database, manifest)
 
     def shard_number(self, user_id: str) -> int:
-        digest = hashlib.blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % self.shard_count
+        return shard_number(user_id, self.shard_count)
 
     @cached_property
     def shards(self) -> list[Shard]:
@@ -208,8 +208,18 @@ class MemoryStore:
         return groups
 
 
+def shard_number(user_id: str, shards: int) -> int:
+    """The shard that holds a user."""
+    digest = hashlib.blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % shards
+
+
 def read_manifest(database: DBConnection, name: str = MANIFEST) -> Manifest:
-    return Manifest(**database.open_table(name).to_arrow().to_pylist()[0])
+    return _manifest(database.open_table(name))
+
+
+def _manifest(table: Table) -> Manifest:
+    return Manifest(**table.to_arrow().to_pylist()[0])
 
 
 def table_names(database: DBConnection) -> list[str]:

@@ -24,6 +24,7 @@ VERSIONS = 100  # of a small table
 KEPT = timedelta(hours=1)  # old versions: as long as a reader may take
 ATTEMPTS = 6  # at a commit, each of which LanceDB itself repeats for 30 seconds
 PAUSE_S = 0.1  # at most, before the second attempt; it doubles with each
+NEWER = "target.gen < source.gen"  # of two states of an entry the later one wins
 KEY_MARK = {b"lance-schema:unenforced-primary-key:position": b"1"}
 T = TypeVar("T")
 
@@ -195,6 +196,20 @@ def insert_missing(table: Table, key: str, rows: pa.Table) -> None:
         committed(
             table, lambda: table.merge_insert(key).when_not_matched_insert_all().execute(rows)
         )
+
+
+def upsert(table: Table, key: str, rows: pa.Table, where: str | None = None) -> Any:
+    """Add rows; one whose key the table holds replaces that row where `where` is true (none:
+    always). The result counts the rows inserted and updated."""
+    return committed(
+        table,
+        lambda: (
+            table.merge_insert(key)
+            .when_matched_update_all(where=where)
+            .when_not_matched_insert_all()
+            .execute(rows)
+        ),
+    )
 
 
 def drop_versions(table: Table) -> None:

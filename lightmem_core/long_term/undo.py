@@ -22,8 +22,9 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from lightmem_core.errors import StoreError
+from lightmem_core.long_term.portions import portioned
 from lightmem_core.long_term.runs import Run
-from lightmem_core.long_term.shard import USERS_PER_FILTER, Shard
+from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import now_ms, of_users, quoted, read, read_batches
 from lightmem_core.long_term.upkeep import compact_if_crowded
@@ -73,7 +74,7 @@ def undo(store: MemoryStore, run_id: str, by: str) -> UndoReport:
     asked, report = Undo(run_id, by, now_ms()), UndoReport()
     for shard in store.shards:
         touched = _touched(shard, run_id)
-        for users in _portions(touched):
+        for users in portioned(dict(sorted(touched.items())), PORTION):
             _undo_users(shard, users, asked, report)
         if touched:
             compact_if_crowded(shard)
@@ -108,19 +109,6 @@ def _touched(shard: Shard, run_id: str) -> dict[str, int]:
         for batch in read_batches(shard.entries, "true", ["user_id"]):
             sizes.update(user for user in batch["user_id"].to_pylist() if user in users)
     return sizes
-
-
-def _portions(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    held: list[str] = []
-    entries = 0
-    for user, size in sorted(sizes.items()):
-        if held and (entries + size > PORTION or len(held) == USERS_PER_FILTER):
-            yield held
-            held, entries = [], 0
-        held.append(user)
-        entries += size
-    if held:
-        yield held
 
 
 def _undo_users(shard: Shard, users: Sequence[str], asked: Undo, report: UndoReport) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import click
 
@@ -31,7 +31,7 @@ def erase(user: str, yes: bool, path: str | None, store: str | None, as_json: bo
         )
     with notes_shown():
         run = erase(config, user)
-    print_result(output.run_json(run), output_data.erase_text(run), as_json)
+    print_result(output.run_json(run), output.run_text(run), as_json)
 
 
 @click.command(name="export")
@@ -49,11 +49,10 @@ def erase(user: str, yes: bool, path: str | None, store: str | None, as_json: bo
 def export_command(
     users: tuple[str, ...],
     folder: str,
-    format: Literal["parquet", "jsonl"],
-    no_vectors: bool,
     path: str | None,
     store: str | None,
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Write the memories, their history and the messages of USERs, or of everyone, to FOLDER."""
     from lightmem_core.long_term.store import MemoryStore
@@ -62,9 +61,10 @@ def export_command(
 
     config = config_of(path, store).memory.store
     opened = MemoryStore.open(config)
-    request = ExportRequest(users, format, not no_vectors)
+    request = ExportRequest(users, asked["format"], not asked["no_vectors"])
     counts = export(opened, *filesystem(folder, options_for(folder, config)), request)
-    value = {"folder": folder, "format": format, "vectors": not no_vectors, "rows": counts}
+    shape = {"format": request.format, "vectors": request.vectors}
+    value = {"folder": folder, **shape, "rows": counts}
     print_result(value, output_data.export_text(folder, counts), as_json)
 
 
@@ -80,7 +80,7 @@ def import_command(folder: str, path: str | None, store: str | None, as_json: bo
 
     with notes_shown():
         run = import_into(config_of(path, store), folder)
-    print_result(output.run_json(run), output_data.import_text(run), as_json)
+    print_result(output.run_json(run), output.run_text(run), as_json)
 
 
 data_commands = (erase, export_command, import_command)

@@ -12,7 +12,7 @@ import ray
 
 from lightmem_core.config import StoreConfig
 from lightmem_core.long_term.shard import Shard
-from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_core.long_term.store import MemoryStore, VectorModel, shard_number
 from lightmem_core.types import History
 
 RECYCLE_AFTER = 100  # commits: a process that writes to the store never gives all memory back
@@ -80,8 +80,7 @@ class Committers:
     """A run's committers, one for each shard, for the vectors of one model: a committer that starts
     again after the store was switched to others refuses. Can be passed to tasks."""
 
-    def __init__(self, config: StoreConfig, model: VectorModel | None = None):
-        self.config = config
+    def __init__(self, config: StoreConfig, model: VectorModel):
         store = MemoryStore.open(config, model)
         self.actors: list[Any] = [
             Committer.remote(config, number, store.model)  # pyright: ignore[reportAttributeAccessIssue]
@@ -101,11 +100,11 @@ class Commit:
         self.run_id = run_id
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        store = MemoryStore.open(self.committers.config)
-        numbers = [store.shard_number(user_id) for user_id in batch["user_id"].to_pylist()]
+        actors = self.committers.actors
+        numbers = [shard_number(user_id, len(actors)) for user_id in batch["user_id"].to_pylist()]
         waiting = []
         for number in set(numbers):
             part = batch.filter(pa.array([n == number for n in numbers]))
-            waiting.append(self.committers.actors[number].insert.remote(part, self.run_id))
+            waiting.append(actors[number].insert.remote(part, self.run_id))
         duplicates = sum(batch["duplicates"].to_pylist()) + sum(ray.get(waiting))
         return pa.table({"duplicates": [duplicates]})

@@ -15,7 +15,7 @@ import ray
 from lightmem_core import factory
 from lightmem_core.config import Config
 from lightmem_core.long_term.apply import Applied, Phase, apply_decisions, landed
-from lightmem_core.long_term.shard import USERS_PER_FILTER, Shard
+from lightmem_core.long_term.shard import IDS_PER_FILTER, USERS_PER_FILTER, Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.long_term.tables import now_ms, of_users, quoted, read
 from lightmem_core.long_term.upkeep import compact_if_crowded
@@ -23,7 +23,6 @@ from lightmem_core.schema import from_table, to_table
 from lightmem_core.types import Decision, Entry, Extracted
 from lightmem_pipelines.files import RunFiles
 
-IDS_PER_FILTER = 1_000
 ROUNDS = 5  # at a shard's changes, where online writes come in between
 
 compute: Any = pc

@@ -131,7 +131,8 @@ class RunFile:
             return sum(self._goes(line) for line in self._lines())
         text = b"".join(self._lines())
         if self.path.endswith(".json"):
-            return int(redacted(json.loads(text), self.traces.user_id) != json.loads(text))
+            value = json.loads(text)
+            return int(redacted(value, self.traces.user_id) != value)
         if self.traces.user_id.encode("utf-8", "surrogatepass") in text:
             raise StoreError(f"{self.path} may name the user, and is of no kind that runs write")
         return 0

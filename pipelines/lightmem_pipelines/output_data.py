@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from lightmem_core.long_term.runs import Run
-
-
-def erase_text(run: Run) -> str:
-    return "\n".join([f"{run.kind} {run.status}: {run.id}", *erase_lines(run.report)])
+from typing import Any
 
 
 def erase_lines(report: dict[str, Any]) -> list[str]:
@@ -36,10 +29,6 @@ def erase_lines(report: dict[str, Any]) -> list[str]:
 def export_text(folder: str, rows: Mapping[str, int]) -> str:
     counts = ", ".join(f"{count:,} {kind}" for kind, count in rows.items())
     return f"exported to {folder}: {counts}"
-
-
-def import_text(run: Run) -> str:
-    return "\n".join([f"{run.kind} {run.status}: {run.id}", *import_lines(run.report)])
 
 
 def import_lines(report: dict[str, Any]) -> list[str]:

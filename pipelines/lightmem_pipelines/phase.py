@@ -105,7 +105,7 @@ class SleepPhase:
 
     def apply(self) -> None:
         """Each shard's committer makes all changes of its shard in one commit."""
-        committers = Committers(self.config.memory.store)
+        committers = Committers(self.config.memory.store, self.store.model)
         shards: dict[int, list[str]] = {}
         vectors: dict[str, Any] = {}
         for name, tally in self._tallies():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightmem_core.config import Config
+from lightmem_core.long_term.portions import portioned
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import of_users, read_batches
 from lightmem_pipelines.files import RunFiles
 
-USERS_PER_TASK = 1_000  # at most: their names stand in one filter
 SQUARE = 4_000  # entries of a user at which the queues cost as much as all the rest
 MARGIN_MS = 600_000  # a row may be seen so long after its time: commits take, clocks differ
 HOUSEKEEPING = "^(sleep|undo)-"  # runs that bring no news: what was undone is not done again
@@ -61,7 +60,7 @@ class Scope:
 
 
 def _covered(store: MemoryStore, run: Run, user_id: str | None) -> Covered:
-    runs = store.runs.latest(sys.maxsize)
+    runs = store.runs.latest(None)
     imported = max(
         (max(r.started_at, r.finished_at) for r in runs if r.kind == "import"), default=0
     )
@@ -183,13 +182,4 @@ def _work(entries: int) -> float:
 
 def portions_of(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
     """Users of one shard in portions of about equal work."""
-    held: list[str] = []
-    work = 0.0
-    for user_id, entries in sizes.items():
-        if held and (work + _work(entries) > limit or len(held) == USERS_PER_TASK):
-            yield held
-            held, work = [], 0
-        held.append(user_id)
-        work += _work(entries)
-    if held:
-        yield held
+    return portioned(sizes, limit, _work)

@@ -53,8 +53,8 @@ def test_a_dead_erase_holds_nobody_up(leases: Leases, dead: str):
     put(leases, ERASING, dead, now_ms() + 60_000)
     with leases.held("sleep"):
         pass
-    with leases.held(ERASING):
-        pass
+    with leases.held(ERASING) as hold:
+        assert hold.until > now_ms()
 
 
 @pytest.mark.parametrize("system", ["", "/another-boot/pid:[1]"])
@@ -115,6 +115,7 @@ def test_a_renewal_that_fails_is_tried_again(leases: Leases, monkeypatch: pytest
         failing.clear()
         before = hold.until
         wait_for(lambda: hold.until > before)
+        assert not hold.lost
 
 
 def test_an_error_of_the_block_is_not_hidden_by_one_at_its_end(
