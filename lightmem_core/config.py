@@ -65,6 +65,23 @@ class QueueConfig(Model):
     theta: float = Field(default=0.4, ge=-1, le=1)
 
 
+class Prices(Model):
+    """Money for a million tokens. `cached` is for those of a prompt that the server had read
+    before; none: as the others."""
+
+    prompt: float = Field(default=0, ge=0)
+    cached: float | None = Field(default=None, ge=0)
+    completion: float = Field(default=0, ge=0)
+
+
+class LLMConfig(Component):
+    """The language model of the parts that need one. `completion_tokens` are expected of the reply
+    to a full buffer: with `prices`, what a plan reckons with."""
+
+    prices: Prices = Prices()
+    completion_tokens: int = Field(default=400, gt=0)
+
+
 class MemoryConfig(Model):
     """What a memory is. Batch and server read the same section, so they cannot disagree.
 
@@ -77,26 +94,45 @@ class MemoryConfig(Model):
     generator: Component = Component(use="extractive")
     embedder: Component = Component(use="minilm")
     updater: Component = Component(use="rules")
+    llm: LLMConfig | None = None
     buffer_tokens: int = Field(default=512, gt=0)
     queue: QueueConfig = QueueConfig()
     store: StoreConfig = StoreConfig()
 
 
 class Pool(Model):
-    """Actors that run some consecutive steps; `batch_size` counts rows of the first of them."""
+    """Actors that run some consecutive steps; `batch_size` counts rows of the first of them.
+
+    An actor that does nothing but extract can have several `batches` in hand at once: a request to
+    an LLM takes long and costs the actor nothing. Its generator is then called by as many threads.
+    """
 
     steps: tuple[StepName, ...]
     actors: tuple[int, int] = (1, 1)
     cpus: float = Field(default=1, ge=0)
     gpus: float = Field(default=0, ge=0)
     batch_size: int = Field(default=16, gt=0)
+    batches: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _range(self) -> Pool:
         low, high = self.actors
         if not 1 <= low <= high:
             raise ValueError(f"actors: [{low}, {high}] is no range of at least one actor")
+        if self.batches > 1 and self.steps != ("extract",):
+            raise ValueError("batches: only a pool of the step extract alone can have several")
         return self
+
+
+class DecidePool(Model):
+    """Actors in which an LLM decides for the sleep phase, each built once. One has `batches`
+    portions of at most `entries_per_portion` entries in hand at once."""
+
+    actors: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, ge=0)
+    gpus: float = Field(default=0, ge=0)
+    batches: int = Field(default=4, ge=1)
+    entries_per_portion: int = Field(default=500, gt=0)
 
 
 class InputConfig(Model):
@@ -126,6 +162,7 @@ class PipelinesConfig(Model):
     pools: tuple[Pool, ...] = (Pool(steps=STEPS),)
     commit_buffers: int = Field(default=500, gt=0)
     sleep_entries_per_task: int = Field(default=20_000, gt=0)
+    decide: DecidePool = DecidePool()
 
     @model_validator(mode="after")
     def _covers_all_steps(self) -> PipelinesConfig:
