@@ -1,11 +1,13 @@
 """Every error a caller may want to catch, in one place.
 
 LightMemError
-├── ConfigError      the configuration is wrong; nothing has run yet
-├── InputError       a source cannot be read at all, or too many of its rows are bad
-├── ComponentError   a plugged-in model broke its contract (wrong count, wrong shape)
-├── StoreError       the store on disk does not fit the configuration or the request
-└── ReconcileError   a run's messages in and out do not add up
+├── ConfigError          the configuration is wrong; nothing has run yet
+├── InputError           a source cannot be read at all, or too many of its rows are bad
+├── ComponentError       a plugged-in model broke its contract (wrong count, wrong shape)
+├── StoreError           the store on disk does not fit the configuration or the request
+├── ReconcileError       a run's messages in and out do not add up
+├── LLMUnavailableError  the language model cannot be reached; the run can be resumed
+└── BudgetError          the run's tokens or money are spent; it can be resumed with more
 """
 
 
@@ -30,4 +32,12 @@ class StoreError(LightMemError):
 
 
 class ReconcileError(LightMemError):
+    pass
+
+
+class LLMUnavailableError(LightMemError):
+    pass
+
+
+class BudgetError(LightMemError):
     pass

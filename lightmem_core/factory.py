@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from lightmem_core.config import MemoryConfig
+import inspect
+from typing import Any
+
+from lightmem_core.config import Component, MemoryConfig
+from lightmem_core.errors import ConfigError
+from lightmem_core.llm.chat import Chat, NoReplies, SavedReplies
 from lightmem_core.long_term.consolidate import Consolidation
 from lightmem_core.long_term.embed import Embedding
 from lightmem_core.long_term.retrieve import Retrieval
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_core.plugins import load
+from lightmem_core.plugins import find, load
 from lightmem_core.protocols import Embedder, Tokenizer
 from lightmem_core.sensory.compress import Compression
 from lightmem_core.sensory.segment import Segmentation
@@ -41,8 +46,9 @@ def buffering(config: MemoryConfig) -> Buffering:
     return Buffering(config.buffer_tokens)
 
 
-def extraction(config: MemoryConfig) -> Extraction:
-    return Extraction(load("generator", config.generator))
+def extraction(config: MemoryConfig, saved: SavedReplies | None = None) -> Extraction:
+    """`saved` keeps the replies of a generator that asks a language model."""
+    return Extraction(_part("generator", config.generator, config, saved))
 
 
 def embedder(config: MemoryConfig) -> Embedder:
@@ -53,8 +59,27 @@ def embedding(config: MemoryConfig) -> Embedding:
     return Embedding(embedder(config))
 
 
-def consolidation(config: MemoryConfig) -> Consolidation:
-    return Consolidation(load("updater", config.updater), config.queue.k, config.queue.theta)
+def consolidation(config: MemoryConfig, saved: SavedReplies | None = None) -> Consolidation:
+    """`saved` keeps the replies of an updater that asks a language model."""
+    updater = _part("updater", config.updater, config, saved)
+    return Consolidation(updater, config.queue.k, config.queue.theta)
+
+
+def chat(config: MemoryConfig) -> Chat:
+    """A client of the configured language model. Nothing is asked or loaded yet."""
+    if config.llm is None:
+        raise ConfigError(
+            "the configuration names no language model: add one under memory, such as "
+            "llm: {use: openai, options: {model: gpt-4.1-mini}}"
+        )
+    return load("llm", config.llm, tokenizer=tokenizer(config))
+
+
+def _part(kind: str, component: Component, config: MemoryConfig, saved: SavedReplies | None) -> Any:
+    """A part that may ask the language model: one whose constructor names `chat` is given it."""
+    if "chat" not in inspect.signature(find(kind, component)).parameters:
+        return load(kind, component)
+    return load(kind, component, chat=chat(config), saved=saved or NoReplies())
 
 
 def retrieval(config: MemoryConfig) -> Retrieval:

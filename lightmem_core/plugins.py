@@ -26,6 +26,7 @@ BUILTIN = {
     "generator": {
         "extractive": "lightmem_core.short_term.extractive:ExtractiveGenerator",
         "verbatim": "lightmem_core.short_term.extract:VerbatimGenerator",
+        "llm": "lightmem_core.short_term.summarize:LLMGenerator",
     },
     "embedder": {
         "minilm": "lightmem_core.encoders.minilm:MiniLMEmbedder",
@@ -34,8 +35,16 @@ BUILTIN = {
     "updater": {
         "rules": "lightmem_core.long_term.rules:RuleUpdater",
         "none": "lightmem_core.long_term.consolidate:NoUpdater",
+        "llm": "lightmem_core.long_term.llm_updater:LLMUpdater",
+    },
+    "llm": {
+        "openai": "lightmem_core.llm.openai:OpenAIChat",
+        "vllm": "lightmem_core.llm.vllm:VLLMChat",
+        "serve": "lightmem_pipelines.served:ServedChat",
+        "echo": "lightmem_core.llm.echo:EchoChat",
     },
 }
+EXTRAS = {"llm": "llm"}  # of the package, by kind; "embedded" for the others
 
 
 def load(kind: str, component: Component, **given: Any) -> Any:
@@ -54,7 +63,7 @@ def load(kind: str, component: Component, **given: Any) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"{kind} {component.use!r} needs a package that is not installed ({error.name}): "
-            f"pip install 'lightmem-ray[embedded]'"
+            f"pip install 'lightmem-ray[{EXTRAS.get(kind, 'embedded')}]'"
         ) from error
 
 

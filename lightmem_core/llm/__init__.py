@@ -1,0 +1,1 @@
+"""Language models: requests and replies, how they are asked, and the clients and engines."""
