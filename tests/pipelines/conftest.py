@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,22 @@ def cluster() -> Iterator[None]:
     with ray_session(load_config(FAKES).pipelines.model_copy(update={"num_cpus": 2})):
         yield
     assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="session")
+def launch(cluster: None) -> Callable[..., subprocess.Popen[str]]:
+    """Start `lightmem` with some arguments as a process, on the tests' Ray or a node of its own."""
+
+    def start(*words: object, node: bool = False) -> subprocess.Popen[str]:
+        code = "from lightmem_pipelines.cli import main; main()"
+        env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        if not node:
+            env["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        command = [sys.executable, "-c", code, *map(str, words)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env)
+
+    return start
 
 
 @pytest.fixture

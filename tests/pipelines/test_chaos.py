@@ -17,13 +17,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import ray
 import yaml
 
 from lightmem_core.config import StoreConfig
@@ -46,22 +45,13 @@ class Place:
     store: Path
     input: Path
     config: Path
+    launch: Callable[..., subprocess.Popen[str]]
 
     def start(self, command: str, node: bool = False) -> subprocess.Popen[str]:
         """Start `lightmem`, on the tests' Ray or as a node of its own."""
-        source = [str(self.input)] if command == "backfill" else []
-        words = [command, *source, "--config", str(self.config), "--store", str(self.store)]
-        code = "from lightmem_pipelines.cli import main; main()"
-        env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        if not node:
-            env["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        return subprocess.Popen(
-            [sys.executable, "-c", code, *words, "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
+        source = [self.input] if command == "backfill" else []
+        place = ["--config", self.config, "--store", self.store, "--json"]
+        return self.launch(command, *source, *place, node=node)
 
     def finish(self, command: str) -> dict[str, Any]:
         return finished(self.start(command))
@@ -93,7 +83,9 @@ def message(user: int, session: int, turn: int) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Place:
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., subprocess.Popen[str]]
+) -> Place:
     """A store that was backfilled in peace, in small commits."""
     folder = tmp_path_factory.mktemp("chaos")
     rows = [
@@ -109,7 +101,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Plac
     config["pipelines"]["pools"][0] |= {"batch_size": 2, "cpus": 0.5}
     config["pipelines"] |= {"commit_buffers": 3, "sleep_entries_per_task": 60}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    place = Place(folder / "built", folder / "in.jsonl", folder / "config.yaml")
+    place = Place(folder / "built", folder / "in.jsonl", folder / "config.yaml", launch)
     report = place.finish("backfill")
     assert report["messages"]["stored"] == len(rows)
     return place
@@ -198,7 +190,7 @@ def rounds(
 
 def test_a_backfill_survives_whatever_is_killed(undisturbed: Place, tmp_path: Path):
     def place(number: int) -> Place:
-        return Place(tmp_path / f"store-{number}", undisturbed.input, undisturbed.config)
+        return replace(undisturbed, store=tmp_path / f"store-{number}")
 
     moments = range(undisturbed.moments())
     rounds(place, "backfill", moments, contents(undisturbed.store))
@@ -208,7 +200,7 @@ def test_a_sleep_phase_survives_whatever_is_killed(undisturbed: Place, tmp_path:
     def place(number: int) -> Place:
         store = tmp_path / f"store-{number}"
         shutil.copytree(undisturbed.store, store)
-        return Place(store, undisturbed.input, undisturbed.config)
+        return replace(undisturbed, store=store)
 
     quiet = place(-1)
     before = quiet.moments()
