@@ -76,4 +76,4 @@ def _problem(error: Any) -> str:
     place = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         return f"there is no option {place!r}; it accepts: {', '.join(OpenAIOptions.model_fields)}"
-    return f"{place}: {error['msg']}"
+    return f"{place}: {error['msg'].removeprefix('Value error, ')}"
