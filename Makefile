@@ -4,8 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_STORE := ./demo-store
 STAMP := $(VENV)/.installed
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_STAMP := $(VLLM_VENV)/.installed
+VLLM_LOCK := tests/vllm/lock.txt
 
-.PHONY: install demo test test-core chaos lint bench-pipeline bench-models bench-sleep bench-store clean
+.PHONY: install demo test test-core test-vllm chaos lint bench-pipeline bench-models bench-sleep bench-store clean
 
 install: $(STAMP)
 
@@ -22,11 +26,23 @@ demo: $(STAMP)
 	@BIN=$(BIN) STORE=$(DEMO_STORE) bash pipelines/samples/demo.sh
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not vllm"
 
 # The tests without Ray: seconds.
 test-core: $(STAMP)
-	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -m "not ray and not vllm"
+
+# vLLM itself, on the CPU: minutes, about 4 GB of disk and 6 of memory.
+test-vllm: $(VLLM_STAMP)
+	$(VLLM_BIN)/python -m pytest -m vllm tests/vllm
+
+# Nothing is resolved: the lock names every package, and what must not be there is left out.
+$(VLLM_STAMP): pyproject.toml $(VLLM_LOCK)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "$(VLLM_LOCK) is for Python 3.11; set PYTHON=")'
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(VLLM_LOCK)
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
 
 # Hundreds of kills at random moments; the tests make twenty.
 CHAOS_ROUNDS ?= 300
@@ -53,4 +69,4 @@ bench-store: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_store.py
 
 clean:
-	rm -rf $(VENV) $(DEMO_STORE)
+	rm -rf $(VENV) $(VLLM_VENV) $(DEMO_STORE)

@@ -1,0 +1,119 @@
+"""`use: vllm` alone: one engine, asked as a stage asks it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import psutil
+import pytest
+
+from lightmem_core.errors import ConfigError, LLMUnavailableError
+from lightmem_core.llm.chat import ChatRequest, Rejected, Reply, TooLong
+from lightmem_core.llm.vllm import VLLMChat
+
+pytestmark = pytest.mark.vllm
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "from": {"type": "integer", "minimum": 0, "maximum": 20},
+        "text": {"type": "string", "pattern": "^[A-Za-z ,.]{1,40}$"},
+    },
+    "required": ["from", "text"],
+    "additionalProperties": False,
+}
+RULES = "Write down what is worth remembering. " * 20
+
+
+def request(number: int, **other: Any) -> ChatRequest:
+    said = (
+        {"role": "system", "content": RULES},
+        {"role": "user", "content": f"{number}: I moved to Porto."},
+    )
+    given = {"messages": said, "schema": json.dumps(SCHEMA), "max_tokens": 120} | other
+    return ChatRequest(**given)
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.Runner]:
+    """One event loop for all requests, as in a process of a run."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def chat(tiny_model: str, engine: dict, loop: asyncio.Runner) -> Iterator[VLLMChat]:
+    made = VLLMChat(model=tiny_model, max_model_len=1024, engine=engine, give_up_s=300)
+    yield made
+    loop.run(made.aclose())
+
+
+async def ask(chat: VLLMChat, requests: list[ChatRequest]) -> list[Reply | BaseException]:
+    return await asyncio.gather(*map(chat.complete, requests), return_exceptions=True)
+
+
+def kill_engines() -> None:
+    engines = [p for p in psutil.Process().children(recursive=True) if "VLLM" in p.name()]
+    assert engines
+    for process in engines:
+        process.kill()
+
+
+def test_replies_fit_the_schema_and_their_tokens_are_counted(chat, loop):
+    replies = loop.run(ask(chat, [request(n, temperature=1.0) for n in range(16)]))
+    for reply in replies:
+        assert isinstance(reply, Reply), reply
+        jsonschema.validate(json.loads(reply.text), SCHEMA)
+        assert reply.finish == "stop"
+        assert reply.model == chat.name
+        assert reply.prompt_tokens > reply.cached_tokens >= 0
+        assert 0 < reply.completion_tokens <= 120
+        assert reply.seconds > 0
+
+
+def test_what_every_prompt_begins_with_is_read_once(chat, loop):
+    loop.run(ask(chat, [request(100)]))
+    (reply,) = loop.run(ask(chat, [request(101)]))
+    assert reply.cached_tokens > reply.prompt_tokens / 2
+
+
+def test_a_request_that_cannot_be_answered_fails_alone(chat, loop):
+    long = request(1, messages=({"role": "user", "content": "Porto. " * 2_000},))
+    wide = request(2, max_tokens=2_000)
+    wrong = request(3, schema='{"type": "nothing"}')
+    cut = request(4, max_tokens=2)
+    found = loop.run(ask(chat, [long, wide, wrong, cut, request(5)]))
+    assert [type(f) for f in found] == [TooLong, TooLong, Rejected, Reply, Reply]
+    assert [found[3].finish, found[4].finish] == ["length", "stop"]
+
+
+def test_an_engine_that_dies_is_started_again_and_no_request_is_lost(chat, loop):
+    async def killed_under_way() -> list[Reply | BaseException]:
+        waiting = asyncio.create_task(ask(chat, [request(n) for n in range(200, 232)]))
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        kill_engines()
+        return await waiting
+
+    replies = loop.run(killed_under_way())
+    assert {type(reply) for reply in replies} == {Reply}
+
+
+def test_a_dead_engine_is_given_up_after_the_time_that_was_set(chat, loop):
+    impatient = chat._engines.options.model_copy(update={"give_up_s": 0})
+    chat._engines.options = impatient
+    kill_engines()
+    (error,) = loop.run(ask(chat, [request(300)]))
+    assert isinstance(error, LLMUnavailableError)
+    assert "run the same command again" in str(error)
+
+
+def test_a_model_that_is_not_there_is_a_mistake_of_the_configuration(loop, tmp_path):
+    nowhere = VLLMChat(model=str(tmp_path / "nothing"))
+    errors = loop.run(ask(nowhere, [request(1), request(2)]))
+    assert [type(error) for error in errors] == [ConfigError, ConfigError]
+    assert "correct memory.llm.options" in str(errors[0])
