@@ -55,16 +55,13 @@ def hidden_size(model: str) -> int:
 
 @cache
 def load_model(model: str, dtype: str, device: str, layers: int | None = None) -> Any:
-    """The model, or its first `layers`, in evaluation mode, once per process.
-
-    With fewer layers attention is eager, so that it can be read.
-    """
+    """The model, or its first `layers`, in evaluation mode, once per process."""
     import torch
     from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    options = {"attn_implementation": "eager", "num_hidden_layers": layers} if layers else {}
+    options = {"num_hidden_layers": layers} if layers else {}
     with _quiet(logging):
         loaded = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype), **options)
     return loaded.eval().to(device)
@@ -98,17 +95,16 @@ class Encoder:
         model: str | None = None,
         dtype: str = "float32",
         device: str = "cpu",
-        layers: int | None = None,
     ):
         self.folder = model or packaged_model()
         self.name = "all-MiniLM-L6-v2" if model is None else Path(model).name
         self.tokenizer = load_tokenizer(self.folder)
-        self.dtype, self.device, self.layers = dtype, device, layers
+        self.dtype, self.device = dtype, device
         self.cls, self.sep = (self._special(token) for token in ("[CLS]", "[SEP]"))
 
     @cached_property
     def model(self) -> Any:
-        return load_model(self.folder, self.dtype, self.device, self.layers)
+        return load_model(self.folder, self.dtype, self.device)
 
     def _special(self, token: str) -> int:
         token_id = self.tokenizer.token_to_id(token)
@@ -131,29 +127,12 @@ class Encoder:
                 batch[line, : len(ids[row]) + 2] = torch.tensor([self.cls, *ids[row], self.sep])
             yield rows, batch
 
-    def forward(self, batch: torch.Tensor, attentions: bool = False) -> Any:
+    def forward(self, batch: torch.Tensor) -> Any:
         import torch
 
         ids = batch.to(self.model.device)
         with torch.inference_mode():
-            return self.model(
-                input_ids=ids, attention_mask=(ids != 0).long(), output_attentions=attentions
-            )
-
-    def attention_to_previous(
-        self, batch: torch.Tensor, lengths: Sequence[Sequence[int]]
-    ) -> list[np.ndarray]:
-        """M(k, k-1) of the texts that each row of `batch` joins, nan for the first.
-
-        M(k, j) is the attention that a token of text k pays to text j, mean over heads, layers
-        and tokens, normalised over the texts j < k. `lengths` are the texts' tokens.
-        """
-        import torch
-
-        layers = self.forward(batch, attentions=True).attentions
-        with torch.inference_mode():
-            heads = torch.stack([layer.float().mean(1) for layer in layers]).sum(0).cpu()
-            return [_to_previous(heads[row], found) for row, found in enumerate(lengths)]
+            return self.model(input_ids=ids, attention_mask=(ids != 0).long())
 
 
 class MiniLMEmbedder(Encoder):
@@ -179,15 +158,3 @@ class MiniLMEmbedder(Encoder):
             pooled = (states * read).sum(1).cpu().numpy()
             np.add.at(sums, [owners[r] for r in rows], pooled)
         return sums / np.linalg.norm(sums, axis=1, keepdims=True)
-
-
-def _to_previous(attention: torch.Tensor, lengths: Sequence[int]) -> np.ndarray:
-    import torch
-
-    texts, size = len(lengths), attention.shape[0]
-    member = torch.zeros((texts, size))
-    owners = torch.repeat_interleave(torch.arange(texts), torch.tensor(lengths))
-    member[owners, 1 + torch.arange(len(owners))] = 1
-    matrix = (member @ attention @ member.T).tril(-1)
-    share = matrix / matrix.sum(1, keepdim=True)
-    return np.concatenate([[np.nan], share.diagonal(-1).numpy()])

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lightmem_core.encoders.minilm import Encoder, MiniLMEmbedder
+from lightmem_core.encoders.joint_reading import JointReader
+from lightmem_core.encoders.minilm import MiniLMEmbedder
 from lightmem_core.types import Message
 
 CONTEXT = 4  # earlier messages that the attention of a message needs to be comparable
@@ -38,7 +39,7 @@ class ValleySegmenter:
         device: str = "cpu",
     ):
         self.embedder = MiniLMEmbedder(device=device)
-        self.reader = Encoder(layers=layers, device=device)
+        self.reader = JointReader(layers=range(layers), device=device)
         self.window = window
         self.depth = depth
         self.attention = attention
@@ -59,15 +60,13 @@ class ValleySegmenter:
         self, texts: Sequence[str], bounds: Sequence[tuple[int, int]]
     ) -> np.ndarray:
         """M(k, k-1) of every message, within its session; shape (messages,)."""
-        ids = [i[:MESSAGE_TOKENS] or [self.reader.sep] for i in self.reader.token_ids(texts)]
-        windows = [w for a, b in bounds for w in _windows([len(i) for i in ids], a, b)]
-        joined = [[token for i in ids[a:b] for token in i] for a, b in windows]
+        ids = [i[:MESSAGE_TOKENS] for i in self.reader.token_ids(texts)]
+        lengths = [self.reader.marks.length(i) for i in ids]
+        windows = [w for a, b in bounds for w in _windows(lengths, a, b)]
         shares = np.full(len(texts), TYPICAL)
-        for rows, batch in self.reader.batches(joined):
-            lengths = [[len(i) for i in ids[slice(*windows[row])]] for row in rows]
-            found_in = self.reader.attention_to_previous(batch, lengths)
-            for (start, stop), found in zip((windows[row] for row in rows), found_in, strict=True):
-                shares[start + CONTEXT : stop] = found[CONTEXT:]
+        found = self.reader.attention([ids[start:stop] for start, stop in windows])
+        for (start, stop), matrix in zip(windows, found, strict=True):
+            shares[start + CONTEXT : stop] = matrix.diagonal(-1)[CONTEXT - 1 :]
         return shares
 
 

@@ -35,5 +35,5 @@ class TimedEmbedder(MiniLMEmbedder):
 class TimedSegmenter(ValleySegmenter):
     def __init__(self) -> None:
         super().__init__()
-        for encoder in (self.embedder, self.reader):
-            encoder.forward = _timed(encoder.forward)
+        self.embedder.forward = _timed(self.embedder.forward)
+        self.reader.attention = _timed(self.reader.attention)
