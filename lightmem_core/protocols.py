@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from lightmem_core.types import Buffer, Decision, Entry, Fact, Message
+from lightmem_core.types import Buffer, Decision, Fact, Failure, Message, UpdateQueue
 
 In = TypeVar("In", contravariant=True)
 Out = TypeVar("Out")
@@ -44,8 +44,9 @@ class Generator(Protocol):
 
     name: str
 
-    def generate(self, buffers: Sequence[Buffer]) -> list[list[Fact] | str]:
-        """For each buffer its facts (none is an answer), or a string that says why it failed."""
+    def generate(self, buffers: Sequence[Buffer]) -> Sequence[Sequence[Fact | Failure] | str]:
+        """For each buffer its facts (none is an answer), or a string that says why it failed. One
+        that failed in part has failures beside its facts."""
         ...
 
 
@@ -61,6 +62,7 @@ class Embedder(Protocol):
 
 
 class Updater(Protocol):
-    def decide(self, entry: Entry, queue: Sequence[tuple[Entry, float]]) -> Decision | None:
-        """Judge an entry by its queue: later entries with their similarity, most similar first."""
+    def decide(self, queues: Sequence[UpdateQueue]) -> Sequence[Decision | str | None]:
+        """For each queue what becomes of its entry (None: nothing), or a string that says why that
+        could not be decided."""
         ...

@@ -113,12 +113,22 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What a generator found in a buffer. `sources` index the buffer's messages, from 0."""
+    """What a generator found in a buffer. `sources` index the buffer's messages, from 0. `writer`
+    is stored with the entry in place of the generator's name."""
 
     text: str
     sources: tuple[int, ...]
     topic: str = ""
     event_at: int | None = None
+    writer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Messages of a buffer, as in `Fact`, of which a generator could not tell what they hold."""
+
+    reason: str
+    sources: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,13 +193,22 @@ class UserEntries:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateQueue:
+    """An entry and the later ones it is judged by, with their similarity, most similar first."""
+
+    entry: Entry
+    later: tuple[tuple[Entry, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What the sleep phase does with an entry, because of a later one: its `successor`.
 
     An entry that is merged, superseded or deleted becomes a tombstone for the successor, which says
     the same, says it anew or makes it obsolete. One that is updated gets `text`, drawn from the
-    successor. `similarity` is the cosine of the two vectors; `gen` and `successor_gen` are those of
-    the two entries when this was decided.
+    successor. One that is kept has no successor: no decision could be had, and the reason says why.
+    `similarity` is the cosine of the two vectors; `gen` and `successor_gen` are those of the two
+    entries when this was decided.
     """
 
     user_id: str

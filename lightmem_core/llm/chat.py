@@ -9,11 +9,11 @@ from typing import Literal, Protocol
 from lightmem_core.types import stable_id
 
 
-class TooLong(Exception):  # noqa: N818
+class TooLong(Exception):
     """The request does not fit the model's context, or its reply does not fit `max_tokens`."""
 
 
-class Rejected(Exception):  # noqa: N818
+class Rejected(Exception):
     """The model's server refuses this one request for good. Says why, in one line."""
 
 

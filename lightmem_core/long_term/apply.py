@@ -94,7 +94,8 @@ def landed(entries: Sequence[Entry], decisions: Sequence[Decision], phase: Phase
 def _standing(
     rows: Mapping[str, Entry], decisions: Sequence[Decision], run_id: str
 ) -> tuple[list[Decision], Counter[str]]:
-    """The decisions that hold, and how many do not, by reason."""
+    """The decisions that hold, and how many do not, by reason. To keep an entry is neither."""
+    decisions = [d for d in decisions if d.action != "keep"]
     valid = [d for d in decisions if _landed(d, rows, run_id) or _unchanged(d, rows, run_id)]
     gone = {d.entry_id for d in valid if d.action in OBSOLETE}
     held = [d for d in valid if d.action != "update" or d.successor not in gone]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import get_args
@@ -16,12 +16,11 @@ from lightmem_core.long_term.queues import update_queues
 from lightmem_core.protocols import Updater
 from lightmem_core.schema import from_table
 from lightmem_core.schema import vectors_of as stored_vectors
-from lightmem_core.types import Action, Decision, Entry, UserEntries
+from lightmem_core.types import Action, Decision, Entry, UpdateQueue, UserEntries
 
 QUEUES = 2_000  # that are judged together, where stored rows become entries
 ORDER = ("user_id", "said_at", "session_id", "position", "ordinal")  # Entry.order, by user
 
-Queue = Sequence[tuple[Entry, float]]
 _Queue = tuple[int, list[tuple[int, float]]]
 
 
@@ -29,7 +28,8 @@ class Consolidation:
     """Decide what becomes of each entry of a batch of users. Nothing is changed yet.
 
     A decision always names a later entry as successor, so that decisions form no cycle and their
-    outcome depends neither on order nor on parallelism.
+    outcome depends neither on order nor on parallelism. Where a decision could not be had there is
+    one to keep the entry, with the reason and without a successor.
     """
 
     def __init__(self, updater: Updater, k: int, theta: float):
@@ -41,15 +41,15 @@ class Consolidation:
         self, rows: Sequence[UserEntries], new: Collection[str] | None = None
     ) -> list[list[Decision]]:
         """Judge the queues that hold or belong to an entry whose id is in `new`; None: all."""
-        return [list(self._of_user(row.entries, new)) for row in rows]
+        asked = [self._of_user(row.entries, new) for row in rows]
+        answers = iter(self._answers([queue for queues in asked for queue in queues]))
+        decided = ([self._decided(queue, next(answers)) for queue in queues] for queues in asked)
+        return [[d for d in decisions if d is not None] for decisions in decided]
 
-    def _of_user(self, entries: Sequence[Entry], new: Collection[str] | None) -> Iterator[Decision]:
+    def _of_user(self, entries: Sequence[Entry], new: Collection[str] | None) -> list[UpdateQueue]:
         fresh = None if new is None else np.array([e.id in new for e in entries], bool)
         vectors = vectors_of(entries) if len(entries) > 1 else np.zeros((0, 0), np.float32)
-        for i, queue in self._queues(vectors, fresh):
-            decision = self._decided(entries[i], [(entries[j], sim) for j, sim in queue])
-            if decision is not None:
-                yield decision
+        return [_queue(entries, found) for found in self._queues(vectors, fresh)]
 
     def of_rows(self, rows: pa.Table, new: Collection[str] | None = None) -> Iterator[Decision]:
         """The same for stored rows of some users, in any order. Only those that stand in a queue
@@ -63,10 +63,9 @@ class Consolidation:
             found = from_table(rows.take(pa.array(missing, pa.int64())), Entry)
             entries |= zip(missing, found, strict=True)
             entries = {place: e for place, e in entries.items() if place >= chunk[0][0]}
-            for i, queue in chunk:
-                decision = self._decided(entries[i], [(entries[j], sim) for j, sim in queue])
-                if decision is not None:
-                    yield decision
+            asked = [_queue(entries, queue) for queue in chunk]
+            decided = map(self._decided, asked, self._answers(asked))
+            yield from (decision for decision in decided if decision is not None)
 
     def _queues_of_rows(self, rows: pa.Table, new: Collection[str] | None) -> Iterator[_Queue]:
         """The queues of all users, by place in `rows`, which are in their order."""
@@ -89,16 +88,28 @@ class Consolidation:
             if fresh is None or fresh[i] or any(fresh[j] for j, _ in queue):
                 yield i, queue
 
-    def _decided(self, entry: Entry, queue: Queue) -> Decision | None:
+    def _answers(self, queues: Sequence[UpdateQueue]) -> Sequence[Decision | str | None]:
+        answers = self.updater.decide(queues) if queues else []
+        if len(answers) != len(queues):
+            raise ComponentError(
+                f"{type(self.updater).__name__}.decide returned {len(answers)} answers for "
+                f"{len(queues)} queues, expected as many"
+            )
+        return answers
+
+    def _decided(self, queue: UpdateQueue, decision: Decision | str | None) -> Decision | None:
         """The updater's decision with the gens of its two entries, unless all stays as it is."""
-        decision = self.updater.decide(entry, queue)
+        entry = queue.entry
+        if isinstance(decision, str):
+            return Decision(entry.user_id, entry.id, "keep", "", 0.0, decision, gen=entry.gen)
         if decision is None or decision.action == "keep":
             return None
-        successor = next((e for e, _ in queue if e.id == decision.successor), None)
+        successor = next((e for e, _ in queue.later if e.id == decision.successor), None)
         if successor is None or (decision.user_id, decision.entry_id) != (entry.user_id, entry.id):
             raise ComponentError(
                 f"{type(self.updater).__name__} decided for {decision.entry_id} with the successor "
-                f"{decision.successor}, expected {entry.id} and one of its {len(queue)} later ones"
+                f"{decision.successor}, expected {entry.id} and one of its {len(queue.later)} "
+                "later ones"
             )
         self._check(decision)
         if decision.action == "update" and decision.text == entry.text:
@@ -115,8 +126,13 @@ class Consolidation:
             )
 
 
+def _queue(entries: Sequence[Entry] | Mapping[int, Entry], queue: _Queue) -> UpdateQueue:
+    place, later = queue
+    return UpdateQueue(entries[place], tuple((entries[j], similarity) for j, similarity in later))
+
+
 class NoUpdater:
     """Keeps every entry."""
 
-    def decide(self, entry: Entry, queue: Queue) -> Decision | None:
-        return None
+    def decide(self, queues: Sequence[UpdateQueue]) -> list[Decision | None]:
+        return [None] * len(queues)

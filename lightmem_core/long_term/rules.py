@@ -13,7 +13,7 @@ from functools import lru_cache
 from lightmem_core.attributes import Attribute, attribute_of
 from lightmem_core.language import FILLERS, PLEASANTRIES
 from lightmem_core.protocols import Updater
-from lightmem_core.types import Decision, Entry
+from lightmem_core.types import Decision, Entry, UpdateQueue
 
 DAY_MS = 86_400_000
 JOINTS = str.maketrans("", "", "-'’")  # within words
@@ -41,7 +41,10 @@ class RuleUpdater(Updater):
     def __init__(self, near: float = 0.95):
         self.near = near
 
-    def decide(self, entry: Entry, queue: Sequence[tuple[Entry, float]]) -> Decision | None:
+    def decide(self, queues: Sequence[UpdateQueue]) -> list[Decision | None]:
+        return [self._decision(queue.entry, queue.later) for queue in queues]
+
+    def _decision(self, entry: Entry, queue: Sequence[tuple[Entry, float]]) -> Decision | None:
         this = _read(entry)
         for later, similarity in queue:
             if later.speaker != entry.speaker or later.agent_id != entry.agent_id:

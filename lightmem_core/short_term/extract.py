@@ -8,7 +8,17 @@ from dataclasses import replace
 
 from lightmem_core.errors import ComponentError
 from lightmem_core.protocols import Generator
-from lightmem_core.types import Buffer, Entry, Extracted, Fact, Message, Source, stable_id
+from lightmem_core.types import (
+    Buffer,
+    Entry,
+    Extracted,
+    Fact,
+    Failure,
+    Message,
+    Source,
+    State,
+    stable_id,
+)
 
 
 class Extraction:
@@ -28,34 +38,38 @@ class Extraction:
         following = iter(answers)
         return [self._extracted(row, next(following) if row.segments else []) for row in rows]
 
-    def _extracted(self, buffer: Buffer, answer: list[Fact] | str) -> Extracted:
+    def _extracted(self, buffer: Buffer, answer: Sequence[Fact | Failure] | str) -> Extracted:
         messages = buffer.messages
         if isinstance(answer, str):
-            failed = tuple(replace(m, state="quarantined", reason=answer) for m in messages)
-            return Extracted(buffer.user_id, failed, (), buffer.duplicates)
+            answer = [Failure(answer, tuple(range(len(messages))))]
         ordinals: Counter[int] = Counter()
         entries = []
-        for fact in answer:
-            fact = self._checked(fact, messages)
-            entries.append(self._entry(fact, messages, ordinals[fact.sources[0]]))
-            ordinals[fact.sources[0]] += 1
-        used = {index for fact in answer for index in fact.sources}
-        states = tuple(
-            replace(m, state="stored" if index in used else "no_facts")
-            for index, m in enumerate(messages)
+        ends: dict[int, tuple[State, str]] = {}
+        for item in answer:
+            item = self._checked(item, messages)
+            if isinstance(item, Failure):
+                ends = dict.fromkeys(item.sources, ("quarantined", item.reason)) | ends
+                continue
+            entries.append(self._entry(item, messages, ordinals[item.sources[0]]))
+            ordinals[item.sources[0]] += 1
+            ends |= dict.fromkeys(item.sources, ("stored", ""))
+        states = (ends.get(index, ("no_facts", "")) for index in range(len(messages)))
+        ended = tuple(
+            replace(message, state=state, reason=reason)
+            for message, (state, reason) in zip(messages, states, strict=True)
         )
-        return Extracted(buffer.user_id, states, tuple(entries), buffer.duplicates)
+        return Extracted(buffer.user_id, ended, tuple(entries), buffer.duplicates)
 
-    def _checked(self, fact: Fact, messages: Sequence[Message]) -> Fact:
-        """The fact with its sources in order, each once."""
-        if not fact.text.strip():
+    def _checked(self, item: Fact | Failure, messages: Sequence[Message]) -> Fact | Failure:
+        """The fact or failure with its sources in order, each once."""
+        if isinstance(item, Fact) and not item.text.strip():
             raise ComponentError(f"{type(self.generator).__name__} gave a fact without text")
-        if not fact.sources or not all(0 <= s < len(messages) for s in fact.sources):
+        if not item.sources or not all(0 <= s < len(messages) for s in item.sources):
             raise ComponentError(
-                f"{type(self.generator).__name__} gave a fact the sources {list(fact.sources)}, "
-                f"expected some of the buffer's {len(messages)} messages"
+                f"{type(self.generator).__name__} gave a {type(item).__name__.lower()} the sources "
+                f"{list(item.sources)}, expected some of the buffer's {len(messages)} messages"
             )
-        return replace(fact, sources=tuple(sorted(set(fact.sources))))
+        return replace(item, sources=tuple(sorted(set(item.sources))))
 
     def _entry(self, fact: Fact, messages: Sequence[Message], ordinal: int) -> Entry:
         said = [messages[s] for s in fact.sources]
@@ -74,7 +88,7 @@ class Extraction:
             event_at=fact.event_at,
             sources=sources,
             agent_id=first.agent_id,
-            writer=self.generator.name,
+            writer=fact.writer or self.generator.name,
         )
 
 

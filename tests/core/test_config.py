@@ -117,7 +117,7 @@ def test_an_unknown_part_is_answered_with_the_known_ones(kind: str):
 @pytest.mark.parametrize("kind", list(BUILTIN))
 def test_every_builtin_part_can_be_imported(kind: str):
     for name in BUILTIN[kind]:
-        assert find(kind, Component(use=name)).__module__.startswith("lightmem_core.")
+        assert find(kind, Component(use=name)).__module__.startswith("lightmem_")
 
 
 @pytest.mark.parametrize("part", [{"use": "hash", "options": {"dims": 8}}, {"use": "hsh"}])

@@ -12,7 +12,7 @@ from lightmem_core.long_term.consolidate import Consolidation, NoUpdater
 from lightmem_core.long_term.queues import update_queues
 from lightmem_core.long_term.rules import DAY_MS, RuleUpdater
 from lightmem_core.schema import to_table
-from lightmem_core.types import Decision, Entry, UserEntries
+from lightmem_core.types import Decision, Entry, UpdateQueue, UserEntries
 
 Make = Callable[..., Entry]
 
@@ -69,8 +69,13 @@ def test_no_two_entries_queue_each_other():
 # --- rules -------------------------------------------------------------------------------------
 
 
+def decided(first: Entry, *later: tuple[Entry, float]) -> Decision | None:
+    (found,) = RuleUpdater().decide([UpdateQueue(first, later)])
+    return found
+
+
 def judge(first: Entry, second: Entry, similarity: float = 0.97) -> str:
-    found = RuleUpdater().decide(first, [(second, similarity)])
+    found = decided(first, (second, similarity))
     return "keep" if found is None else found.action
 
 
@@ -79,7 +84,7 @@ def judge(first: Entry, second: Entry, similarity: float = 0.97) -> str:
 )
 def test_what_is_said_again_is_merged_into_the_later(entry: Make, again: str):
     first, second = entry("It rains in Porto.", 1), entry(again, 2)
-    found = RuleUpdater().decide(first, [(second, 0.5)])
+    found = decided(first, (second, 0.5))
     assert found == Decision("ada", first.id, "merge", second.id, 0.5, "same words")
 
 
@@ -230,7 +235,7 @@ def test_a_number_or_day_in_words_is_another_statement(entry: Make, first: str, 
 
 def test_the_most_similar_later_entry_that_says_it_is_the_successor(entry: Make):
     first, near, far = entry("It rains.", 1), entry("It rains.", 3), entry("It rains.", 2)
-    found = RuleUpdater().decide(first, [(near, 0.99), (far, 0.98)])
+    found = decided(first, (near, 0.99), (far, 0.98))
     assert found is not None
     assert found.successor == near.id
 
@@ -326,11 +331,14 @@ class Decides:
         self.action, self.successor, self.text, self.user = action, successor, text, user
         self.asked: list[str] = []
 
-    def decide(self, entry: Entry, queue: Sequence[tuple[Entry, float]]) -> Decision:
-        self.asked.append(entry.id)
-        successor = self.successor or queue[0][0].id
-        user = self.user or entry.user_id
-        return Decision(user, entry.id, self.action, successor, 1.0, "given", self.text)  # pyright: ignore[reportArgumentType]
+    def decide(self, queues: Sequence[UpdateQueue]) -> list[Decision]:
+        self.asked += [queue.entry.id for queue in queues]
+        return [self._decision(queue) for queue in queues]
+
+    def _decision(self, queue: UpdateQueue) -> Decision:
+        successor = self.successor or queue.later[0][0].id
+        user = self.user or queue.entry.user_id
+        return Decision(user, queue.entry.id, self.action, successor, 1.0, "given", self.text)  # pyright: ignore[reportArgumentType]
 
 
 def judged_by(updater: Decides, row: UserEntries, new: set[str] | None = None) -> list[Decision]:
@@ -400,4 +408,4 @@ def test_only_queues_with_a_new_entry_at_their_head_or_in_them_are_judged(
     ],
 )
 def test_common_words_can_change_a_statement_too(entry: Make, first: str, second: str):
-    assert RuleUpdater().decide(entry(first, 1), [(entry(second, 2), 0.99)]) is None
+    assert decided(entry(first, 1), (entry(second, 2), 0.99)) is None
