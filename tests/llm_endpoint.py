@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import ssl
 import sys
 import time
 from collections import Counter
@@ -78,6 +79,7 @@ class Call:
     `paid`: a completion went out to a client that was still there, whatever its text.
     """
 
+    number: int
     key: str
     stage: str
     started: float
@@ -88,6 +90,7 @@ class Call:
     system_tokens: int = 0
     data_tokens: int = 0
     completion_tokens: int = 0
+    asked: dict[str, Any] = field(default_factory=dict)  # the request without its messages
 
 
 @dataclass
@@ -162,6 +165,9 @@ class Faulty:
     async def no_quota(self, exchange: Exchange, fault: Fault) -> None:
         exchange.fail(429, "You exceeded your current quota", "insufficient_quota")
 
+    async def forbidden(self, exchange: Exchange, fault: Fault) -> None:
+        exchange.fail(403, "this key may not use the model")
+
     async def bad_request(self, exchange: Exchange, fault: Fault) -> None:
         exchange.fail(400, "the request is bad: " + "very " * 200)
 
@@ -214,6 +220,7 @@ class Endpoint:
         self.echo = EchoChat(tokenizer)
         self.faulty = Faulty(self)
         self.log = log
+        self.tls: ssl.SSLContext | None = None
         self.server: asyncio.Server | None = None
         self.writers: set[asyncio.StreamWriter] = set()
         self.port = 0
@@ -232,7 +239,7 @@ class Endpoint:
 
     async def listen(self, port: int) -> None:
         self.server = await asyncio.start_server(
-            self._connection, "127.0.0.1", port, limit=2**24, backlog=1000
+            self._connection, "127.0.0.1", port, limit=2**24, backlog=1000, ssl=self.tls
         )
         self.port = self.server.sockets[0].getsockname()[1]
 
@@ -271,6 +278,8 @@ class Endpoint:
         pairs = (line.split(": ", 1) for line in head[1:] if line)
         headers = {name.lower(): value for name, value in pairs}
         sent = await reader.readexactly(int(headers.get("content-length", 0)))
+        if self.server is None:  # this connection was made before all were closed
+            return None
         if path == "/v1/chat/completions":
 
             def gone() -> bool:
@@ -285,8 +294,11 @@ class Endpoint:
     async def _completion(
         self, body: dict[str, Any], authorization: str, gone: Callable[[], bool]
     ) -> bytes | None:
-        call = Call(_key(body), _stage(body), self._now())
-        self.calls.append(call)
+        asked = {name: value for name, value in body.items() if name != "messages"}
+        number = len(self.calls) + 1
+        call = Call(number, _key(body), _stage(body), self._now(), asked=asked)
+        calls = self.calls
+        calls.append(call)
         self._in_flight(1)
         try:
             exchange = Exchange(body, call)
@@ -296,7 +308,8 @@ class Endpoint:
             return None if exchange.hang_up or gone() else self._sent(exchange)
         finally:
             call.ended = self._now()
-            self._in_flight(-1)
+            if calls is self.calls:  # no other plan has begun meanwhile
+                self._in_flight(-1)
 
     async def _prepare(self, exchange: Exchange, authorization: str) -> None:
         """Fill in the answer, or what is wrong with the request, or what goes wrong on order."""
@@ -330,7 +343,7 @@ class Endpoint:
         said = "\n".join(m["content"] for m in body["messages"])
         for number, fault in enumerate(self.plan.faults):
             draw = random.Random(f"{self.plan.seed} {number} {call.key}").random()
-            due = fault.after < len(self.calls) <= fault.until and draw < fault.share
+            due = fault.after < call.number <= fault.until and draw < fault.share
             if due and fault.match in said and self.hits[number, call.key] < fault.times:
                 self.hits[number, call.key] += 1
                 return fault
@@ -420,8 +433,11 @@ async def serve(args: argparse.Namespace) -> None:
     tokenizer = load("tokenizer", Component(use=args.tokenizer))
     given = {"latency": args.latency, "seed": args.seed, "faults": json.loads(args.faults)}
     endpoint = Endpoint(Plan.of(given), tokenizer, args.log)
+    if args.cert:
+        endpoint.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        endpoint.tls.load_cert_chain(args.cert)
     await endpoint.listen(args.port)
-    sys.stdout.write(f"http://127.0.0.1:{endpoint.port}/v1\n")
+    sys.stdout.write(f"{'https' if args.cert else 'http'}://127.0.0.1:{endpoint.port}/v1\n")
     sys.stdout.flush()
     await asyncio.Event().wait()
 
@@ -434,6 +450,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", default="words")
     parser.add_argument("--log", type=Path, help="a file that keeps what was paid")
+    parser.add_argument("--cert", type=Path, help="a certificate with its key: speak TLS")
     asyncio.run(serve(parser.parse_args()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from collections.abc import Iterator, Mapping
@@ -130,8 +131,8 @@ def unreachable(error: Exception, server: Server) -> Failure:
             words = f"its certificate is not trusted: {cause.verify_message}"
             advice = "name the file of the authority that signed it in memory.llm.options.ca_file"
             return _final(words, ConfigError(f"{server.url}: {words}; {advice}"))
-    told = [c.strerror for c in causes if isinstance(c, OSError) and c.strerror]
-    return Failure("down", shown(told[-1] if told else type(causes[-1]).__name__))
+    told = [_strerror(c) for c in causes if isinstance(c, OSError) and c.errno]
+    return Failure("down", told[-1] if told else type(causes[-1]).__name__)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -211,6 +212,11 @@ def _no_quota(server: Server, words: str) -> str:
 
 def _final(words: str, error: Exception) -> Failure:
     return Failure("final", words, error=error)
+
+
+def _strerror(error: OSError) -> str:
+    """In the system's words; those of asyncio hold the address again."""
+    return os.strerror(error.errno) if (error.errno or 0) > 0 else shown(str(error.strerror))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
