@@ -6,14 +6,14 @@ import re
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from lightmem_core.config import Model
+from lightmem_core.llm.options import Options
 
 OPENAI = "https://api.openai.com/v1"
 
 
-class OpenAIOptions(Model):
+class OpenAIOptions(Options):
     """Limits hold for each process that asks the model.
 
     The key is read from the environment variable `api_key_env` and kept nowhere else. A request is
@@ -62,18 +62,3 @@ class OpenAIOptions(Model):
         """OpenAI's newest models take only the new name, many other servers only the old one."""
         newest = "max_completion_tokens" if self.base_url == OPENAI else "max_tokens"
         return self.tokens_field or newest
-
-    @classmethod
-    def of(cls, given: dict[str, Any]) -> OpenAIOptions:
-        """Raise ValueError, in one line and without the values, which may be a misplaced key."""
-        try:
-            return cls(**given)
-        except ValidationError as error:
-            raise ValueError("; ".join(map(_problem, error.errors()))) from None
-
-
-def _problem(error: Any) -> str:
-    place = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        return f"there is no option {place!r}; it accepts: {', '.join(OpenAIOptions.model_fields)}"
-    return f"{place}: {error['msg'].removeprefix('Value error, ')}"

@@ -23,4 +23,4 @@ class Options(Model):
         place = ".".join(map(str, error["loc"]))
         if error["type"] == "extra_forbidden":
             return f"there is no option {place!r}; it accepts: {', '.join(cls.model_fields)}"
-        return f"{place}: {error['msg']}"
+        return f"{place}: {error['msg'].removeprefix('Value error, ')}"

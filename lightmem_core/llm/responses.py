@@ -216,7 +216,8 @@ def _final(words: str, error: Exception) -> Failure:
 
 def _strerror(error: OSError) -> str:
     """In the system's words; those of asyncio hold the address again."""
-    return os.strerror(error.errno) if (error.errno or 0) > 0 else shown(str(error.strerror))
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else shown(str(error.strerror))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
