@@ -76,10 +76,12 @@ class Prices(Model):
 
 class LLMConfig(Component):
     """The language model of the parts that need one. `completion_tokens` are expected of the reply
-    to a full buffer: with `prices`, what a plan reckons with."""
+    to a full buffer, in `call_seconds`: with `prices`, what a plan reckons with until a run has
+    measured them."""
 
     prices: Prices = Prices()
     completion_tokens: int = Field(default=400, gt=0)
+    call_seconds: float = Field(default=10, gt=0)
 
 
 class MemoryConfig(Model):

@@ -75,9 +75,14 @@ def chat(config: MemoryConfig) -> Chat:
     return load("llm", config.llm, tokenizer=tokenizer(config))
 
 
+def asks_llm(kind: str, component: Component) -> bool:
+    """Whether a part asks the language model: its constructor names `chat`."""
+    return "chat" in inspect.signature(find(kind, component)).parameters
+
+
 def _part(kind: str, component: Component, config: MemoryConfig, saved: SavedReplies | None) -> Any:
     """A part that may ask the language model: one whose constructor names `chat` is given it."""
-    if "chat" not in inspect.signature(find(kind, component)).parameters:
+    if not asks_llm(kind, component):
         return load(kind, component)
     return load(kind, component, chat=chat(config), saved=saved or NoReplies())
 

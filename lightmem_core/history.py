@@ -26,6 +26,14 @@ def ordered_history(messages: Iterable[Message]) -> History:
     return History(read[0].user_id, kept, duplicates=len(read) - len(kept))
 
 
+def stored_history(messages: Iterable[Message]) -> History:
+    """The same order for messages of a user that were in a history before: they keep their ids."""
+    read = sorted(messages, key=lambda m: (m.session_id, m.position, m.said_at, m.id))
+    sessions = [list(group) for _, group in groupby(read, lambda m: m.session_id)]
+    sessions.sort(key=lambda s: (min(m.said_at for m in s), s[0].session_id))
+    return History(read[0].user_id, tuple(m for session in sessions for m in session))
+
+
 def _placed(session: list[Message]) -> list[Message]:
     """The messages of a session, in order, with position and id; repeats are dropped."""
     identified = {m.id: m for m in map(_identified, session)}

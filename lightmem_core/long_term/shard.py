@@ -179,6 +179,20 @@ class Shard:
         """The messages that a run stored, in batches."""
         return read_batches(self.messages, f"run_id = {quoted(run_id)}", columns)
 
+    def quarantined_sizes(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """The number of messages of each user that runs could not extract."""
+        sizes: dict[str, int] = {}
+        for batch in read_batches(self.messages, _quarantined_by(run_ids), ["user_id"]):
+            for item in batch["user_id"].value_counts().to_pylist():
+                sizes[item["values"]] = sizes.get(item["values"], 0) + item["counts"]
+        return sizes
+
+    def quarantined(self, run_ids: Sequence[str], user_ids: Sequence[str]) -> list[Message]:
+        """What runs could not extract of some users, by user. A later insert may settle it."""
+        where = f"{of_users(user_ids)} AND {_quarantined_by(run_ids)}"
+        found = from_table(read(self.messages, where), Message)
+        return sorted(found, key=lambda m: (m.user_id, m.id))
+
     def entries_written(self, run_id: str) -> int:
         """How many entries a run wrote."""
         return self.entries.count_rows(f"run_id = {quoted(run_id)}")
@@ -199,6 +213,10 @@ def _stored_rows(
         columns[name] = pa.repeat(pa.scalar(value, schema.field(name).type), len(structs))
     rows = pa.table({name: columns[name] for name in schema.names}).cast(schema)
     return rows.sort_by([("user_id", "ascending"), ("said_at", "ascending")])
+
+
+def _quarantined_by(run_ids: Sequence[str]) -> str:
+    return f"state = 'quarantined' AND run_id IN ({', '.join(map(quoted, run_ids))})"
 
 
 def _newest(entries: pa.Table) -> pa.Table:

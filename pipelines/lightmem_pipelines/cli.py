@@ -1,7 +1,8 @@
 """The `lightmem` command: each one parses, calls one function and prints what it gives.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 wrong configuration, 4 done but some messages are
-quarantined. Ray and the models are imported by the commands that need them: help is instant.
+quarantined; 5 stopped because the language model is gone, 6 because the budget is spent: the same
+command goes on. Ray and the models are imported by the commands that need them: help is instant.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from typing import Any
 
 import click
 
-from lightmem_core.errors import ConfigError, LightMemError
+from lightmem_core.errors import BudgetError, ConfigError, LightMemError, LLMUnavailableError
 from lightmem_core.formats import FORMATS
 from lightmem_pipelines import output
 from lightmem_pipelines.cli_data import data_commands
 from lightmem_pipelines.cli_history import history, undo
+from lightmem_pipelines.cli_llm import plan, retry
 from lightmem_pipelines.cli_reembed import reembed
 from lightmem_pipelines.cli_sleep import sleep
-from lightmem_pipelines.options import common, config_of, notes_shown, print_result
+from lightmem_pipelines.options import budget, common, config_of, notes_shown, print_result
 from lightmem_pipelines.times import TIME, last_moment
 
-FAILED, WRONG_CONFIG, QUARANTINED = 1, 3, 4
+FAILED, QUARANTINED = 1, 4
+EXIT_CODES = {ConfigError: 3, LLMUnavailableError: 5, BudgetError: 6}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,6 +42,7 @@ def lightmem() -> None:
 @click.option("--max-bad-rows", type=click.IntRange(min=0), help="Stop when more cannot be read.")
 @click.option("--resume", metavar="RUN", help="Finish an interrupted run under its own name.")
 @click.option("--no-progress", is_flag=True, help="Show no progress.")
+@budget
 @common
 def backfill(
     sources: tuple[str, ...], path: str | None, store: str | None, as_json: bool, **asked: Any
@@ -131,6 +135,8 @@ def evaluate(dataset: str, file: str, path: str | None, store: str | None, as_js
 
 
 lightmem.add_command(sleep)
+lightmem.add_command(plan)
+lightmem.add_command(retry)
 lightmem.add_command(reembed)
 lightmem.add_command(history)
 lightmem.add_command(undo)
@@ -145,4 +151,5 @@ def main() -> None:
         lightmem()
     except LightMemError as error:
         click.echo(f"lightmem: {error}", err=True)
-        sys.exit(WRONG_CONFIG if isinstance(error, ConfigError) else FAILED)
+        codes = (code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+        sys.exit(next(codes, FAILED))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from lightmem_pipelines import output
-from lightmem_pipelines.options import common, config_of, notes_shown, print_result
+from lightmem_pipelines.options import budget, common, config_of, notes_shown, print_result
 
 
 @click.command()
@@ -22,6 +22,7 @@ from lightmem_pipelines.options import common, config_of, notes_shown, print_res
     help="How many changes of each kind a dry run shows.",
 )
 @click.option("--no-progress", is_flag=True, help="Show no progress.")
+@budget
 @common
 def sleep(
     path: str | None,

@@ -35,7 +35,9 @@ def ray_session(config: PipelinesConfig) -> Iterator[None]:
     mine = not ray.is_initialized()
     if mine:
         _start(config)
-    _check_room(config)
+    cpus = 1 + sum(pool.actors[0] * pool.cpus for pool in config.pools)  # one of them to read
+    gpus = sum(pool.actors[0] * pool.gpus for pool in config.pools)
+    check_room("pipelines.pools", CPU=cpus, GPU=gpus)
     for name in ("ray.data", "ray.data.progress"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = DataContext.get_current()
@@ -71,15 +73,15 @@ def _start(config: PipelinesConfig) -> None:
         )
 
 
-def _check_room(config: PipelinesConfig) -> None:
-    """Actors that find no CPU would be waited for without end, and without a word."""
-    needed = 1 + sum(pool.actors[0] * pool.cpus for pool in config.pools)
-    there = ray.cluster_resources().get("CPU", 0)
-    if needed > there:
-        raise ConfigError(
-            f"the pools need {needed:g} CPUs at least, one of them to read, but Ray has {there:g}: "
-            "lower pipelines.pools cpus or actors"
-        )
+def check_room(section: str, **needed: float) -> None:
+    """Actors that find no room would be waited for without end, and without a word."""
+    there = ray.cluster_resources()
+    for name, amount in needed.items():
+        if amount > there.get(name, 0):
+            raise ConfigError(
+                f"{section} need {amount:g} {name}s at least, but Ray has {there.get(name, 0):g}: "
+                f"lower their {name.lower()}s or actors"
+            )
 
 
 @contextmanager
@@ -99,7 +101,7 @@ def _without_stderr() -> Iterator[None]:
 def _own_error(error: BaseException | None) -> LightMemError | None:
     """The error of ours that a worker raised, if that is what stopped Ray."""
     while error is not None:
-        if isinstance(error, LightMemError):
+        if isinstance(error, LightMemError) and not isinstance(error, RayError):
             return error
         error = getattr(error, "cause", None) or error.__cause__
     return None

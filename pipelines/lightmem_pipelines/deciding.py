@@ -11,17 +11,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from ray.exceptions import RayError
 
 from lightmem_core import factory
 from lightmem_core.config import Config
 from lightmem_core.long_term.apply import Applied, Phase, apply_decisions, landed
+from lightmem_core.long_term.consolidate import Consolidation
 from lightmem_core.long_term.shard import IDS_PER_FILTER, USERS_PER_FILTER, Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.long_term.tables import now_ms, of_users, quoted, read
 from lightmem_core.long_term.upkeep import compact_if_crowded
 from lightmem_core.schema import from_table, to_table
 from lightmem_core.types import Decision, Entry, Extracted
+from lightmem_pipelines.cluster import check_room
 from lightmem_pipelines.files import RunFiles
+from lightmem_pipelines.replies import RunReplies
 
 ROUNDS = 5  # at a shard's changes, where online writes come in between
 
@@ -42,16 +46,95 @@ class Portion:
         return f"{self.shard:04}-{self.number:06}"
 
 
+@dataclass(frozen=True, slots=True)
+class Deciding:
+    """What all that decide in a run share."""
+
+    config: Config
+    files: RunFiles
+    monitor: Any
+    capped: bool = False
+
+    def consolidation(self) -> Consolidation:
+        replies = RunReplies(self.files, self.monitor, self.capped)
+        return factory.consolidation(self.config.memory, replies)
+
+    def decide(self, portion: Portion, consolidation: Consolidation) -> None:
+        """Decide for some users and save that, even if it is nothing: then it need not be
+        repeated."""
+        shard = MemoryStore.open(self.config.memory.store).shard(portion.shard)
+        rows = read(shard.entries, f"{of_users(portion.users)} AND superseded_by = ''")
+        decisions = list(consolidation.of_rows(rows, portion.new))
+        self.files.write_rows("decisions", portion.name, to_table(decisions, Decision))
+        counts = {"users": len(portion.users), "entries": len(rows), "decisions": len(decisions)}
+        self.monitor.add.remote(**counts)
+
+
 @ray.remote(num_cpus=1, max_retries=3)
-def decide_portion(config: Config, run_id: str, portion: Portion, monitor: Any) -> None:
-    """Decide for some users and save that, even if it is nothing: then it need not be repeated."""
-    shard = MemoryStore.open(config.memory.store).shard(portion.shard)
-    rows = read(shard.entries, f"{of_users(portion.users)} AND superseded_by = ''")
-    decisions = list(factory.consolidation(config.memory).of_rows(rows, portion.new))
-    files = RunFiles.of(config.memory.store, run_id)
-    files.write_rows("decisions", portion.name, to_table(decisions, Decision))
-    counts = {"users": len(portion.users), "entries": len(rows), "decisions": len(decisions)}
-    monitor.add.remote(**counts)
+def decide_portion(deciding: Deciding, portion: Portion) -> None:
+    deciding.decide(portion, deciding.consolidation())
+
+
+@ray.remote(max_restarts=-1, max_task_retries=3)
+class Decider:
+    """Decides through an LLM, some portions at once: what it asks with is built once."""
+
+    def __init__(self, deciding: Deciding):
+        self.deciding = deciding
+        self.consolidation = deciding.consolidation()
+
+    def decide(self, portion: Portion) -> None:
+        self.deciding.decide(portion, self.consolidation)
+
+
+def decide_through(deciding: Deciding, portions: Iterable[Portion]) -> None:
+    """Decide portions on actors that ask an LLM. After an error no more are begun, those that are
+    end, and it is raised."""
+    pool = deciding.config.pipelines.decide
+    check_room("pipelines.decide", CPU=pool.actors * pool.cpus, GPU=pool.actors * pool.gpus)
+    options = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_concurrency": pool.batches}
+    actors: list[Any] = [
+        Decider.options(**options).remote(deciding)  # pyright: ignore[reportAttributeAccessIssue]
+        for _ in range(pool.actors)
+    ]
+    free = [actor for _ in range(pool.batches) for actor in actors]
+    busy: dict[Any, Any] = {}
+    errors: list[RayError] = []
+    for portion in portions:
+        if not free:
+            errors += _ended(busy, free)
+        if errors:
+            break
+        actor = free.pop()
+        busy[actor.decide.remote(portion)] = actor
+    while busy:
+        errors += _ended(busy, free)
+    if errors:
+        raise errors[0]
+
+
+def _ended(busy: dict[Any, Any], free: list[Any]) -> list[RayError]:
+    """Wait until a call ends; its actor is free then. Return the error it ended with, if any."""
+    (ended,), _ = ray.wait(list(busy))
+    free.append(busy.pop(ended))
+    try:
+        ray.get(ended)
+    except RayError as error:
+        return [error]
+    return []
+
+
+def asks_llm(config: Config) -> bool:
+    """Whether the sleep phase decides through an LLM."""
+    return factory.asks_llm("updater", config.memory.updater)
+
+
+def portion_entries(config: Config) -> int:
+    """At most so many entries are in a portion: few where they are paid for one by one."""
+    pipelines = config.pipelines
+    if asks_llm(config):
+        return pipelines.decide.entries_per_portion
+    return pipelines.sleep_entries_per_task
 
 
 @ray.remote(num_cpus=1, max_retries=3)

@@ -23,6 +23,7 @@ from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import of_users, read_batches
 from lightmem_core.types import stable_id
 from lightmem_pipelines.files import filesystem
+from lightmem_pipelines.replies import KIND, folder_of
 from lightmem_pipelines.running import running
 
 PARTS = ".parts"  # beside the runs: where files are while they are written again
@@ -76,12 +77,22 @@ def run_paths(store: StoreConfig) -> tuple[fs.FileSystem, str, list[str]]:
     return system, f"{root}/_runs", paths
 
 
+def _concerned(folder: str, paths: list[str], user_id: str) -> list[str]:
+    """The files that may hold a user. Replies are many, and lie in a folder for each user."""
+    kept = []
+    for path in paths:
+        _, *parts = path.removeprefix(f"{folder}/").split("/")
+        if parts[:1] != [KIND] or "/".join(parts[:2]) == folder_of(user_id):
+            kept.append(path)
+    return kept
+
+
 def erase_files(store: StoreConfig, traces: Traces) -> ErasedFiles:
     """Write the files of runs again without the user's rows; those left empty are removed,
     as are those that were cut off while they were written."""
     system, folder, paths = run_paths(store)
     erased = ErasedFiles()
-    for path in paths:
+    for path in _concerned(folder, paths, traces.user_id):
         file = RunFile(system, path, traces)
         if not file.finished:
             system.delete_file(path)
@@ -89,12 +100,22 @@ def erase_files(store: StoreConfig, traces: Traces) -> ErasedFiles:
             file.rewrite(f"{folder}/{PARTS}/.{stable_id(path)}")
             erased.rows += rows
             erased.files += 1
+    _drop_reply_folders(system, folder, traces.user_id)
     return erased
 
 
+def _drop_reply_folders(system: fs.FileSystem, folder: str, user_id: str) -> None:
+    """Their names are made of the user's id."""
+    runs = system.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    own = system.get_file_info([f"{run.path}/{folder_of(user_id)}" for run in runs])
+    for place in own:
+        if place.type == fs.FileType.Directory:
+            system.delete_dir(place.path)
+
+
 def _check_run_files(store: StoreConfig, traces: Traces) -> None:
-    system, _, paths = run_paths(store)
-    for path in paths:
+    system, folder, paths = run_paths(store)
+    for path in _concerned(folder, paths, traces.user_id):
         file = RunFile(system, path, traces)
         if not file.finished or file.count():
             raise StoreError(f"{path} may hold the user: end what writes it, and erase again")
@@ -132,7 +153,7 @@ class RunFile:
         text = b"".join(self._lines())
         if self.path.endswith(".json"):
             value = json.loads(text)
-            return int(redacted(value, self.traces.user_id) != value)
+            return int(self._without_user(value) != value)
         if self.traces.user_id.encode("utf-8", "surrogatepass") in text:
             raise StoreError(f"{self.path} may name the user, and is of no kind that runs write")
         return 0
@@ -166,14 +187,20 @@ class RunFile:
         if self.path.endswith(".jsonl"):
             lines = (line for line in self._lines() if not self._goes(line))
         else:
-            value = redacted(json.loads(b"".join(self._lines())), self.traces.user_id)
-            lines = iter([json.dumps(value).encode()])
+            value = self._without_user(json.loads(b"".join(self._lines())))
+            lines = iter([] if value is None else [json.dumps(value).encode()])
         kept = 0
         with self.system.open_output_stream(part) as stream:
             for line in lines:
                 stream.write(line)
                 kept += 1
         return kept
+
+    def _without_user(self, value: Any) -> Any:
+        """None for what is the user's own, such as a reply; what is another's stays as it is."""
+        if isinstance(value, dict) and "user_id" in value:
+            return None if value["user_id"] == self.traces.user_id else value
+        return redacted(value, self.traces.user_id)
 
     def _batches(self) -> Iterator[tuple[pa.RecordBatch, pa.BooleanArray]]:
         """The rows in batches, each with whether they are the user's."""

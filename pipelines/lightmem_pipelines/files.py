@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache, partial
 from glob import glob
 from pathlib import PurePosixPath
 from typing import Any
@@ -24,6 +27,8 @@ PACKED = ("", ".gz", ".zst")
 S3 = ("s3", "s3a", "s3+ddb")
 TEXT = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (".parquet", *(kind + packed for kind in TEXT for packed in PACKED))
+READERS = 16  # of small files at once
+FILES_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,14 @@ def filesystem(
     if scheme in S3 and storage_options:
         return s3_filesystem(storage_options), _place(uri)
     return fs.FileSystem.from_uri(uri)
+
+
+@lru_cache(maxsize=16)
+def _kept_filesystem(
+    uri: str, storage_options: tuple[tuple[str, str], ...]
+) -> tuple[fs.FileSystem, str]:
+    """A connection that is kept: many small files come and go."""
+    return filesystem(uri, dict(storage_options))
 
 
 def options_for(uri: str, store: StoreConfig) -> dict[str, str] | None:
@@ -162,7 +175,7 @@ class RunFiles:
         return filesystem(uri, options_for(uri, store))
 
     def _folder(self, kind: str) -> tuple[fs.FileSystem, str]:
-        system, root = filesystem(self.store_uri, self.storage_options)
+        system, root = _kept_filesystem(self.store_uri, tuple(self.storage_options.items()))
         return system, f"{root}/_runs/{self.run_id}/{kind}"
 
     def clear(self, kind: str) -> None:
@@ -188,7 +201,7 @@ class RunFiles:
             yield system, f"{folder}/{name}"
             return
         system.create_dir(folder, recursive=True)
-        unfinished = f"{folder}/.{name}.{os.getpid()}"
+        unfinished = f"{folder}/.{name}.{os.getpid()}.{threading.get_ident()}"
         yield system, unfinished
         system.move(unfinished, f"{folder}/{name}")
 
@@ -210,8 +223,26 @@ class RunFiles:
     def read_json(self, kind: str) -> Iterator[Any]:
         system, paths = self._listing(kind)
         for path in paths:
-            with system.open_input_stream(path) as stream:
-                yield json.loads(stream.read())
+            yield _json(system, path)
+
+    def json_of(self, kind: str, name: str) -> Any | None:
+        """What one file holds; None where there is none."""
+        system, folder = self._folder(kind)
+        try:
+            return _json(system, f"{folder}/{name}.json")
+        except FileNotFoundError:
+            return None
+
+    def read_deep(self, kind: str) -> Iterator[Any]:
+        """What the JSON files of a kind hold that lie in folders of their own, in any order."""
+        system, folder = self._folder(kind)
+        selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
+        found = (item for item in system.get_file_info(selector) if item.extension == "json")
+        paths = [item.path for item in found if item.base_name[:1] != "."]
+        with ThreadPoolExecutor(READERS) as readers:
+            for start in range(0, len(paths), FILES_AT_ONCE):
+                part = paths[start : start + FILES_AT_ONCE]
+                yield from readers.map(partial(_json, system), part)
 
     def folder(self, kind: str) -> str:
         """Where the files of a kind are, for a person to look."""
@@ -222,3 +253,8 @@ class RunFiles:
         selector = fs.FileSelector(folder, allow_not_found=True)
         found = (item for item in system.get_file_info(selector) if item.base_name[:1] != ".")
         return system, sorted(item.path for item in found)
+
+
+def _json(system: fs.FileSystem, path: str) -> Any:
+    with system.open_input_stream(path) as stream:
+        return json.loads(stream.read())

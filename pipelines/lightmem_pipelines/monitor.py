@@ -14,7 +14,8 @@ import ray
 from rich.console import Console
 from rich.live import Live
 
-from lightmem_core.errors import InputError
+from lightmem_core.errors import InputError, LightMemError
+from lightmem_pipelines.budget import Budget, Usage
 
 SECONDS_BETWEEN_LINES = 15  # where the display is no terminal
 
@@ -29,10 +30,21 @@ class Progress:
 
 
 class Monitor:
-    """One actor a run. Raises InputError in the reader that goes over `max_bad_rows`."""
+    """One actor a run. Raises InputError in the reader that goes over `max_bad_rows`.
 
-    def __init__(self, max_bad_rows: int | None = None):
+    `usage` is what earlier attempts of the run have paid for; it goes on from there.
+    """
+
+    def __init__(
+        self,
+        max_bad_rows: int | None = None,
+        budget: Budget | None = None,
+        usage: Usage | None = None,
+    ):
         self.max_bad_rows = max_bad_rows
+        self.budget = budget or Budget()
+        self.usage: Usage = usage or Usage()
+        self.stop: LightMemError | None = None
         self.bad_rows: dict[str, int] = {}
         self.all_bad_rows = 0
         self.progress = Progress()
@@ -54,12 +66,36 @@ class Monitor:
                 f"{self.max_bad_rows}; the last was in {path}: mend the input, or raise the cap"
             )
 
+    def paid(self, call: dict[str, Any]) -> None:
+        self.usage.add(call)
+        self.progress.counts["calls"] += 1
+
+    def spent(self) -> str:
+        """What a budget that is spent says; empty while there is something left."""
+        return self.budget.spent(self.usage)
+
+    def stop_for(self, error: LightMemError) -> None:
+        """End the run early, with the first such error: what is done is kept."""
+        self.stop = self.stop or error
+
+    def stopped(self) -> LightMemError | None:
+        return self.stop
+
     def read(self) -> Progress:
         return self.progress
 
 
-def start_monitor(max_bad_rows: int | None = None) -> Any:
-    return ray.remote(Monitor).options(num_cpus=0).remote(max_bad_rows)
+def start_monitor(
+    max_bad_rows: int | None = None, budget: Budget | None = None, usage: Usage | None = None
+) -> Any:
+    return ray.remote(Monitor).options(num_cpus=0).remote(max_bad_rows, budget, usage)
+
+
+def check_stopped(monitor: Any) -> None:
+    """Raise what has stopped the run early, if anything has."""
+    error: LightMemError | None = ray.get(monitor.stopped.remote())
+    if error is not None:
+        raise error
 
 
 @contextmanager

@@ -28,6 +28,26 @@ def common(command: F) -> F:
     return command
 
 
+def budget(command: F) -> F:
+    """The options of a command that may ask a language model."""
+    for option in (
+        click.option(
+            "--budget-money",
+            type=click.FloatRange(min=0),
+            metavar="X",
+            help="Stop when the LLM calls of this run cost as much, by the configured prices.",
+        ),
+        click.option(
+            "--budget-tokens",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Stop when the LLM calls of this run took as many tokens, in and out.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def config_of(path: str | None, store: str | None) -> Config:
     return load_config(path, uri=store)
 

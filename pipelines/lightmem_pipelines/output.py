@@ -133,6 +133,7 @@ def run_text(run: Run) -> str:
         return f"{head}\n  {run.report['error']}"
     bodies = {
         "backfill": _backfill_lines,
+        "retry": _backfill_lines,
         "sleep": _sleep_lines,
         "reembed": reembed_lines,
         "undo": undo_lines,

@@ -31,6 +31,9 @@ def sleep_lines(report: dict[str, Any]) -> list[str]:
     if report["dropped"]:
         dropped = ", ".join(f"{n} {reason}" for reason, n in sorted(report["dropped"].items()))
         lines.append(f"  dropped     {dropped}")
+    if report.get("undecided"):
+        kept = ", ".join(f"{n} {reason}" for reason, n in sorted(report["undecided"].items()))
+        lines.append(f"  undecided   {kept}: kept as they are")
     return lines
 
 

@@ -12,22 +12,26 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from lightmem_core.config import Config
+from lightmem_core.config import Config, Prices
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore
+from lightmem_pipelines.budget import Budget, Usage
 from lightmem_pipelines.commit import Committers
 from lightmem_pipelines.deciding import (
     ApplyPortions,
+    Deciding,
     Outcome,
     Portion,
+    asks_llm,
     decide_portion,
+    decide_through,
     embed_updates,
 )
 from lightmem_pipelines.durations import duration
 from lightmem_pipelines.files import RunFiles
 from lightmem_pipelines.monitor import Progress, shown, start_monitor
 from lightmem_pipelines.planning import Scope, plan_shard
-from lightmem_pipelines.report import Usage
+from lightmem_pipelines.replies import usage
 
 TASKS_A_CPU = 2  # that are handed to Ray at a time: what they are given is held in memory
 
@@ -37,7 +41,8 @@ class SleepReport:
     """`entries` of `users` were active before; `visited` users had anything new.
 
     `decided` counts decisions by action and reason. Once these are `applied`, the counts by action
-    are of those that held, and `dropped` of the others, by reason.
+    are of those that held, and `dropped` of the others, by reason. `undecided` entries are kept
+    because no decision could be had, by reason.
     """
 
     users: int
@@ -52,10 +57,11 @@ class SleepReport:
     decisions: str
     applied: bool = False
     dropped: dict[str, int] = field(default_factory=dict)
+    undecided: dict[str, int] = field(default_factory=dict)
     llm: Usage = field(default_factory=Usage)
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"llm": self.llm.as_dict()}
+    def as_dict(self, prices: Prices | None = None) -> dict[str, Any]:
+        return asdict(self) | {"llm": self.llm.as_dict(prices)}
 
 
 class SleepPhase:
@@ -75,19 +81,23 @@ class SleepPhase:
         planned = len(self.files.names("planned"))
         return planned == self.store.shard_count and next(self._undecided(), None) is None
 
-    def decide(self, progress: bool) -> None:
+    def decide(self, progress: bool, budget: Budget | None = None) -> None:
+        """Raise LLMUnavailableError or BudgetError after what else is under way is decided."""
+        budget = budget or Budget()
         scope = Scope.of(self.store, self.run)
         planned = set(self.files.names("planned"))
         missing = [n for n in range(self.store.shard_count) if f"{n:04}" not in planned]
         plan = ray.remote(num_cpus=1, max_retries=3)(plan_shard)
         _in_turn(partial(plan.remote, self.config, scope, number) for number in missing)
-        monitor = start_monitor()
+        monitor = start_monitor(budget=budget, usage=usage(self.files))
+        deciding = Deciding(self.config, self.files, monitor, budget.capped)
         entries = sum(shard["entries"] for shard in self.files.read_json("planned"))
         with shown(monitor, partial(_line, entries), progress):
-            _in_turn(
-                partial(decide_portion.remote, self.config, self.run.id, portion, monitor)
-                for portion in self._undecided()
-            )
+            if asks_llm(self.config):
+                decide_through(deciding, self._undecided())
+            else:
+                remote = decide_portion.remote  # pyright: ignore[reportFunctionMemberAccess]
+                _in_turn(partial(remote, deciding, portion) for portion in self._undecided())
 
     def _undecided(self) -> Iterator[Portion]:
         """The portions to decide, shard by shard."""
@@ -105,7 +115,7 @@ class SleepPhase:
 
     def apply(self) -> None:
         """Each shard's committer makes all changes of its shard in one commit."""
-        committers = Committers(self.config.memory.store, self.store.model)
+        committers = Committers(self.config, self.store.model)
         shards: dict[int, list[str]] = {}
         vectors: dict[str, Any] = {}
         for name, tally in self._tallies():
@@ -115,7 +125,7 @@ class SleepPhase:
                 vectors[name] = embed_updates.remote(self.config, self.run.id, name)  # pyright: ignore[reportFunctionMemberAccess]
         self.outcome = Outcome()
         calls = (
-            partial(committers.actors[n].apply.remote, ApplyPortions(self.files, names, vectors))
+            partial(committers.apply, n, ApplyPortions(self.files, names, vectors))
             for n, names in shards.items()
         )
         for outcome in _in_turn(calls):
@@ -133,6 +143,7 @@ class SleepPhase:
         total = sum((tally for _, tally in self._tallies()), Counter())
         for (action, reason), count in sorted(total.items()):
             decided.setdefault(action, {})[reason] = count
+        undecided = decided.pop("keep", {})
         counts = {action: sum(reasons.values()) for action, reasons in decided.items()}
         held = counts if self.outcome is None else self.outcome.held
         planned = list(self.files.read_json("planned"))
@@ -149,6 +160,8 @@ class SleepPhase:
             decisions=self.files.folder("decisions"),
             applied=self.outcome is not None,
             dropped=dict(self.outcome.dropped) if self.outcome else {},
+            undecided=undecided,
+            llm=usage(self.files),
         )
 
 

@@ -15,6 +15,7 @@ from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import of_users, read_batches
+from lightmem_pipelines.deciding import portion_entries
 from lightmem_pipelines.files import RunFiles
 
 SQUARE = 4_000  # entries of a user at which the queues cost as much as all the rest
@@ -84,7 +85,7 @@ def plan_shard(config: Config, scope: Scope, number: int) -> None:
     found = _Found(scope, known)
     for batch in _batches(shard, scope.user_id):
         found.add(batch)
-    plan = _plan(found, config.pipelines.sleep_entries_per_task)
+    plan = _plan(found, portion_entries(config))
     files = RunFiles.of(place, scope.run.id)
     files.write_rows("plan", name, plan)
     files.write_rows("seen", name, found.seen)

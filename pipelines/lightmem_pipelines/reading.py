@@ -70,6 +70,8 @@ class Reader:
                 if len(rows) == BLOCK_MESSAGES:
                     yield self._table(rows)
                     messages, rows = messages + len(rows), []
+                    if ray.get(self.monitor.stopped.remote()) is not None:
+                        return
         if rows:
             yield self._table(rows)
         messages += len(rows)

@@ -6,10 +6,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lightmem_core.config import Prices
 from lightmem_core.errors import ReconcileError
 from lightmem_core.long_term.store import MemoryStore
+from lightmem_pipelines.budget import Usage
 from lightmem_pipelines.files import RunFiles
 from lightmem_pipelines.monitor import Progress
+from lightmem_pipelines.replies import usage
 
 COUNTED = ["user_id", "state", "reason", "segment_id", "content_tokens", "compressed_tokens"]
 
@@ -39,24 +42,6 @@ class Messages:
 
 
 @dataclass
-class Usage:
-    """LLM use in the columns of the paper's tables."""
-
-    summary_in: int = 0
-    summary_out: int = 0
-    update_in: int = 0
-    update_out: int = 0
-    calls: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.summary_in + self.summary_out + self.update_in + self.update_out
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self) | {"total": self.total}
-
-
-@dataclass
 class BackfillReport:
     messages: Messages
     users: int
@@ -69,8 +54,8 @@ class BackfillReport:
     quarantine: str
     llm: Usage = field(default_factory=Usage)
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"llm": self.llm.as_dict()}
+    def as_dict(self, prices: Prices | None = None) -> dict[str, Any]:
+        return asdict(self) | {"llm": self.llm.as_dict(prices)}
 
 
 def backfill_report(
@@ -94,6 +79,7 @@ def backfill_report(
         seconds=round(seconds, 3),
         steps=step_table(progress),
         quarantine=run_files.folder("quarantine"),
+        llm=usage(run_files),
     )
 
 

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 WORK = {  # what the others are told is under way
     "backfill": "a backfill of the same input",
+    "retry": "a retry of the same run",
     "sleep": "a sleep",
     "undo": "an undo",
     "reembed": "a reembed",
@@ -89,7 +90,8 @@ def _lease(kind: str, request: dict[str, Any]) -> str:
     """Backfills of different input may run at once; all else that changes entries may not."""
     if kind == "erase":
         return ERASING
-    return f"backfill {stable_id(request)[:12]}" if kind == "backfill" else "the sleep phase"
+    adds = kind in ("backfill", "retry")
+    return f"{kind} {stable_id(request)[:12]}" if adds else "the sleep phase"
 
 
 def _new(kind: str, request: dict[str, Any]) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,11 @@ from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import of_users
 from lightmem_core.types import stable_id
+from lightmem_pipelines.budget import Budget, prices_of
 from lightmem_pipelines.cluster import ray_session
 from lightmem_pipelines.phase import SleepPhase
 from lightmem_pipelines.running import running
+from lightmem_pipelines.storing import fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class SleepRequest:
     every: bool = False
     dry_run: bool = False
     resume: str | None = None
+    budget_tokens: int | None = None
+    budget_money: float | None = None
 
 
 def sleep(config: Config, request: SleepRequest) -> Run:
@@ -36,14 +39,16 @@ def sleep(config: Config, request: SleepRequest) -> Run:
     Raise StoreError if there is no store, or no such user in it.
     """
     factory.check(config.memory)
+    prices = prices_of(config.memory)
+    budget = Budget.asked(request.budget_tokens, request.budget_money, prices)
     store = MemoryStore.open(config.memory.store)
     asked = _resumed(store, config, request.resume) or _asked(store, config, request)
     with running(store, "sleep", asked, request.resume) as run, ray_session(config.pipelines):
         phase = SleepPhase(config, store, run.finished)
-        phase.decide(request.progress)
+        phase.decide(request.progress, budget)
         if not asked["dry_run"]:
             phase.apply()
-        run.report = phase.report().as_dict()
+        run.report = phase.report().as_dict(prices)
         run.status = "planned" if asked["dry_run"] else "done"
     return run.finished
 
@@ -68,7 +73,7 @@ def apply_planned(config: Config, run_id: str) -> Run:
     with running(store, "sleep", planned.request, run_id) as run, ray_session(config.pipelines):
         phase = SleepPhase(config, store, run.finished)
         phase.apply()
-        run.report = phase.report().as_dict()
+        run.report = phase.report().as_dict(prices_of(config.memory))
     return run.finished
 
 
@@ -98,6 +103,5 @@ def _resumed(store: MemoryStore, config: Config, run_id: str | None) -> dict[str
 
 def _fingerprint(store: MemoryStore, config: Config) -> str:
     """What the decisions depend on, beside the entries."""
-    parts = config.memory.model_dump(include={"updater", "queue"}, mode="json")
     model = [store.manifest.embedder, store.manifest.generation]
-    return stable_id(json.dumps([parts, model], sort_keys=True))[:12]
+    return stable_id(fingerprint(config.memory, "updater", "queue"), *model)[:12]

@@ -1,0 +1,56 @@
+"""How a plan looks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from lightmem_pipelines.durations import duration
+
+if TYPE_CHECKING:
+    from lightmem_pipelines.estimate import Estimate
+    from lightmem_pipelines.plan import Plan
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    return {name: _value(value) for name, value in asdict(plan).items()}
+
+
+def _value(value: Any) -> Any:
+    if hasattr(value, "_asdict"):
+        return {name: round(number, 6) for name, number in value._asdict().items()}
+    return value
+
+
+def plan_text(plan: Plan) -> str:
+    how = "all of them" if plan.sampled == plan.users else f"of {plan.users:,}"
+    lines = [
+        f"plan of {plan.messages:,} messages of {plan.users:,} users in {plan.files:,} files, "
+        f"by {plan.sampled:,} users ({how})",
+        f"  new         {_range(plan.new_messages)} messages of {_range(plan.tokens)} tokens",
+        f"  LLM calls   {_range(plan.calls)}",
+        f"  tokens in   {_range(plan.prompt_tokens)}",
+        f"  tokens out  {_range(plan.completion_tokens)}",
+        f"  time        {_durations(plan.hours)}, with {plan.in_flight:,} requests in flight",
+    ]
+    if plan.money is not None:
+        lines.append(f"  money       {_range(plan.money, '.2f')}")
+    per_call = plan.measured
+    lines.append(
+        f"  a call: {per_call.completion_tokens:,.0f} tokens out in {per_call.seconds:.1f} s, "
+        + (f"measured over {per_call.calls:,} calls" if per_call.calls else "as configured")
+    )
+    if plan.bad_rows:
+        lines.append(f"  {plan.bad_rows:,} rows cannot be read")
+    return "\n".join([*lines, "  the updates of a sleep, and replies asked for again, come on top"])
+
+
+def _range(value: Estimate, form: str = ".0f") -> str:
+    told = format(value.expected, f",{form}")
+    low, high = (format(end, f",{form}") for end in (value.low, value.high))
+    return told if low == high else f"{told} ({low} to {high})"
+
+
+def _durations(hours: Estimate) -> str:
+    told, low, high = (duration(value * 3600) for value in hours)
+    return told if low == high else f"{told} ({low} to {high})"

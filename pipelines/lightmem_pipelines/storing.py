@@ -1,0 +1,96 @@
+"""Histories through the stages and into the store: what a backfill and a retry have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from lightmem_core import factory
+from lightmem_core.config import Config, MemoryConfig
+from lightmem_core.long_term.store import MemoryStore
+from lightmem_core.types import stable_id
+from lightmem_pipelines.budget import Budget
+from lightmem_pipelines.commit import Commit, Committers
+from lightmem_pipelines.files import RunFiles
+from lightmem_pipelines.monitor import check_stopped, shown, start_monitor
+from lightmem_pipelines.operators import Step, Work, apply
+from lightmem_pipelines.replies import RunReplies, usage
+
+SHARDS_A_COMMIT = 16  # so many shards get their full share of a batch: it is held in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Storing:
+    """A run that writes memories, with the actor that watches it."""
+
+    config: Config
+    store: MemoryStore
+    files: RunFiles
+    monitor: Any
+    budget: Budget
+
+    @classmethod
+    def of(
+        cls, config: Config, store: MemoryStore, run_id: str, budget: Budget, **watched: Any
+    ) -> Storing:
+        """What earlier attempts of the run have paid for counts towards its budget."""
+        files = RunFiles.of(config.memory.store, run_id)
+        monitor = start_monitor(budget=budget, usage=usage(files), **watched)
+        return cls(config, store, files, monitor, budget)
+
+    def run(
+        self,
+        histories: ray.data.Dataset,
+        steps: Mapping[str, Step],
+        front: Sequence[tuple[str, Step]] = (),
+        line: Callable[..., str] | None = None,
+    ) -> int:
+        """Take histories through the steps and commit what comes out; return the number of
+        duplicates. `front` runs before the steps of the first pool, `line` shows the progress.
+
+        Raise LLMUnavailableError or BudgetError, after what could be done is committed.
+        """
+        committers = Committers(self.config, self.store.model)
+        outcomes = self._through(histories, steps, front).map_batches(
+            Commit(committers, self.files.run_id),
+            batch_size=self.config.pipelines.commit_buffers
+            * min(self.store.shard_count, SHARDS_A_COMMIT),
+            batch_format="pyarrow",
+            num_cpus=0.1,
+        )
+        with shown(self.monitor, line, line is not None):
+            duplicates = sum(
+                sum(pa.table(batch)["duplicates"].to_pylist())
+                for batch in outcomes.iter_batches(batch_format="pyarrow", batch_size=None)
+            )
+            check_stopped(self.monitor)
+            committers.compact()
+        return duplicates
+
+    def _through(
+        self,
+        data: ray.data.Dataset,
+        steps: Mapping[str, Step],
+        front: Sequence[tuple[str, Step]],
+    ) -> ray.data.Dataset:
+        replies = RunReplies(self.files, self.monitor, self.budget.capped)
+        work = Work(self.config.memory, self.monitor, replies)
+        for pool in self.config.pipelines.pools:
+            own = [*front, *((name, steps[name]) for name in pool.steps)]
+            data, front = apply(data, own, pool, work), []
+        return data
+
+
+def fingerprint(memory: MemoryConfig, *names: str) -> str:
+    """What the sections of that name make of the same input, in few letters; none: all but the
+    store. Of a language model they name it alone: how it is reached changes no reply."""
+    parts = memory.model_dump(mode="json", include=set(names) or None, exclude={"store", "llm"})
+    kind = "updater" if "updater" in names else "generator"
+    if memory.llm is not None and factory.asks_llm(kind, getattr(memory, kind)):
+        parts["llm"] = [memory.llm.use, memory.llm.options.get("model")]
+    return stable_id(json.dumps(parts, sort_keys=True))[:12]
