@@ -199,6 +199,10 @@ class Faulty:
     async def no_json(self, exchange: Exchange, fault: Fault) -> None:
         exchange.text = "I would rather not."
 
+    async def merge(self, exchange: Exchange, fault: Fault) -> None:
+        """No fault, but a decision that an echo never takes."""
+        exchange.text = json.dumps({"decision": {"action": "merge", "entry": 1}})
+
     async def silence(self, exchange: Exchange, fault: Fault) -> None:
         await asyncio.sleep(60 if fault.seconds is None else fault.seconds)
         exchange.hang_up = True
