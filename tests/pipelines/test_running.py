@@ -9,6 +9,7 @@ from lightmem_core import load_config
 from lightmem_core.config import StoreConfig
 from lightmem_core.errors import StoreError
 from lightmem_core.long_term import lease
+from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_pipelines import transfer
 from lightmem_pipelines.commit import Committer
@@ -61,9 +62,9 @@ def test_a_committer_says_that_the_store_was_switched_when_it_is_called(
     store: MemoryStore, config: StoreConfig
 ):
     own: Any = Committer.__ray_metadata__.modified_class  # pyright: ignore[reportAttributeAccessIssue]
-    committer = own(config, 0, VectorModel("another", 16))
+    committer = own(config, VectorModel("another", 16))
     with pytest.raises(StoreError, match="the configured embedder is another"):
-        committer.compact()
+        committer.apply(0, Shard.compact)
 
 
 def test_an_import_takes_the_stores_options_only_into_its_bucket(
