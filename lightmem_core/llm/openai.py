@@ -14,7 +14,7 @@ from typing import Any
 from lightmem_core.llm.chat import ChatRequest, Rejected, Reply
 from lightmem_core.llm.governor import now
 from lightmem_core.llm.line import Line, Patience
-from lightmem_core.llm.openai_options import OpenAIOptions
+from lightmem_core.llm.openai_options import OpenAIOptions, Structured
 from lightmem_core.llm.responses import Answer, Failure, answer, refusal, unreachable
 from lightmem_core.protocols import Tokenizer
 
@@ -130,16 +130,31 @@ class OpenAIChat:
         if options.temperature != "server":
             given = options.temperature
             body["temperature"] = request.temperature if given is None else given
-        if request.schema and options.structured != "none":
-            body["response_format"] = _response_format(options.structured, request.schema)
+        if request.schema and options.form != "none":
+            body["response_format"] = _response_format(options.form, request.schema)
         return body
 
 
-def _response_format(structured: str, schema: str) -> dict[str, Any]:
-    if structured == "json_object":
+def _response_format(form: Structured, schema: str) -> dict[str, Any]:
+    if form == "json_object":
         return {"type": "json_object"}
-    form = {"name": "reply", "strict": True, "schema": json.loads(schema)}
-    return {"type": "json_schema", "json_schema": form}
+    bounded = json.loads(schema)
+    wanted = bounded if form == "json_schema" else _without_lengths(bounded)
+    named = {"name": "reply", "strict": True, "schema": wanted}
+    return {"type": "json_schema", "json_schema": named}
+
+
+def _without_lengths(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_without_lengths(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    text = schema.get("type") == "string"
+    return {
+        name: _without_lengths(value)
+        for name, value in schema.items()
+        if not (text and name in ("minLength", "maxLength"))
+    }
 
 
 def _utf8(text: str) -> str:

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from lightmem_core.llm.options import Options
 
 OPENAI = "https://api.openai.com/v1"
+Structured = Literal["json_schema", "json_schema_without_lengths", "json_object", "none"]
 
 
 class OpenAIOptions(Options):
@@ -34,7 +35,7 @@ class OpenAIOptions(Options):
     give_up_s: float = Field(default=600, ge=0)
     attempts: int = Field(default=6, ge=1)
     pause_s: float = Field(default=1, gt=0)
-    structured: Literal["json_schema", "json_object", "none"] = "json_schema"
+    structured: Structured | None = None
     temperature: float | Literal["server"] | None = None
     tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
     extra_body: dict[str, Any] = Field(default={}, repr=False)
@@ -56,6 +57,13 @@ class OpenAIOptions(Options):
         if parts.username or parts.password or parts.query:
             raise ValueError("a URL holds no key: name its environment variable in api_key_env")
         return url.rstrip("/")
+
+    @property
+    def form(self) -> Structured:
+        """OpenAI bounds numbers and lists but not the lengths of strings, of which others need the
+        bounds: without them a small model can write without end."""
+        known = "json_schema_without_lengths" if self.base_url == OPENAI else "json_schema"
+        return self.structured or known
 
     @property
     def field_of_max_tokens(self) -> str:

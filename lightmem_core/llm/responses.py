@@ -27,7 +27,7 @@ TOO_LONG = re.compile(
 TAGS = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 # What a server may not know, and the option that spares it.
 OPTIONS = {
-    "response_format": "structured: json_object, or none",
+    "response_format": "structured: json_schema_without_lengths, json_object or none",
     "max_completion_tokens": "tokens_field: max_tokens",
     "max_tokens": "tokens_field: max_completion_tokens",
     "temperature": "temperature: server",

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from ipaddress import IPv4Address
@@ -110,12 +111,27 @@ def test_the_options_say_what_is_sent(
 
 
 def test_a_reply_is_bound_to_the_schema_unless_the_server_knows_less(make: Make, llm_endpoint: Any):
-    for structured in ("json_schema", "json_object"):
-        ask(make(structured=structured), request())
-    strict, loose = (call["asked"]["response_format"] for call in llm_endpoint.calls())
-    assert strict["json_schema"]["schema"] == json.loads(SCHEMA)
-    assert strict["json_schema"]["strict"] is True
-    assert loose == {"type": "json_object"}
+    text = {"type": "string", "minLength": 1, "maxLength": 9}
+    number = {"type": "integer", "maximum": 3}
+    schema = {"properties": {"facts": {"anyOf": [text, number]}, "maxLength": number}}
+    asked = replace(request(), schema=json.dumps(schema))
+    for structured in ("json_schema", "json_schema_without_lengths", "json_object", "none"):
+        ask(make(structured=structured), asked)
+    strict, loose, form, none = (c["asked"].get("response_format") for c in llm_endpoint.calls())
+    assert strict["json_schema"] == {"name": "reply", "strict": True, "schema": schema}
+    assert loose["json_schema"]["schema"] == {
+        "properties": {"facts": {"anyOf": [{"type": "string"}, number]}, "maxLength": number}
+    }
+    assert (form, none) == ({"type": "json_object"}, None)
+
+
+def test_openai_is_asked_in_its_own_dialect():
+    openai, others = (
+        OpenAIChat(model="tiny", **given).options for given in ({}, {"base_url": "http://here/v1"})
+    )
+    assert openai.form == "json_schema_without_lengths"
+    assert openai.field_of_max_tokens == "max_completion_tokens"
+    assert (others.form, others.field_of_max_tokens) == ("json_schema", "max_tokens")
 
 
 def test_half_a_surrogate_pair_does_not_stop_a_request(make: Make):
@@ -180,6 +196,14 @@ def test_retry_after_is_a_number_or_a_date(value: str, seconds: float | None):
     found = retry_after({"retry-after": value})
     assert found == (None if seconds is None else pytest.approx(seconds, abs=30))
     assert (found is None) == (seconds is None)
+
+
+def test_fewer_requests_are_in_flight_after_some_were_turned_away(make: Make, llm_endpoint: Any):
+    llm_endpoint.plan({"mode": "busy", "until": 8}, latency=0.1)
+    assert all(isinstance(r, Reply) for r in ask(make(concurrency=8), *map(request, range(30))))
+    later = [call for call in llm_endpoint.calls() if not call["mode"]][:8]
+    at_once = [sum(b["started"] <= a["started"] < b["ended"] for b in later) for a in later]
+    assert max(at_once) <= 5
 
 
 def test_a_refused_request_leaves_its_place_to_others(make: Make, llm_endpoint: Any):
@@ -318,7 +342,11 @@ def test_a_bad_request_is_rejected_with_the_servers_words_cut(make: Make, llm_en
         ({"key": "another"}, ConfigError, "does not accept the key in TEST_KEY"),
         ({"faults": [{"mode": "forbidden"}]}, ConfigError, "may not use the model"),
         ({"model": "huge"}, ConfigError, "has no model 'tiny'"),
-        ({"faults": [{"mode": "no_schemas"}]}, ConfigError, "options.structured: json_object"),
+        (
+            {"faults": [{"mode": "no_schemas"}]},
+            ConfigError,
+            "options.structured: json_schema_without_lengths",
+        ),
         ({"faults": [{"mode": "no_quota"}]}, LLMUnavailableError, "quota"),
     ],
 )
