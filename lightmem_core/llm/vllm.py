@@ -18,17 +18,12 @@ LONGEST_PAUSE = 60  # times pause_s
 class VLLMChat:
     """Asks an engine of its own, which batches what is in flight.
 
-    It may be made anywhere and sent to another process: the engine is started by the first request,
-    on the event loop that it comes from.
+    It may be made anywhere, without vLLM too, and sent to another process: the engine is started by
+    the first request, on the event loop that it comes from.
     """
 
     def __init__(self, **options: Any):
         self.options = VLLMOptions.of(options)
-        if find_spec("vllm") is None:
-            raise ConfigError(
-                "llm 'vllm' needs vLLM, which is not installed: pip install 'lightmem-ray[vllm]' "
-                "on machines with GPUs, or use openai or serve for a model that runs elsewhere"
-            )
         self.name = self.options.name
         self._engines: Engines | None = None
 
@@ -72,6 +67,12 @@ class Engines:
     first died after that."""
 
     def __init__(self, options: VLLMOptions):
+        if find_spec("vllm") is None:
+            raise ConfigError(
+                "llm 'vllm' needs vLLM, which is not installed here: pip install "
+                "'lightmem-ray[vllm]' on the machines with GPUs, or use openai or serve for a "
+                "model that runs elsewhere"
+            )
         self.options = options
         self.places = asyncio.Semaphore(options.concurrency)
         self.engine: Engine | None = None

@@ -1,5 +1,7 @@
 """A Qwen3 of random weights with a tokenizer of its own: less than a megabyte, and real to vLLM.
 
+It leans to closing strings, and lists that hold one thing: else it would write until it is cut off.
+
 Run as `python tiny_model.py FOLDER TEXT...`: the texts are files to learn the words from.
 """
 
@@ -11,6 +13,7 @@ from pathlib import Path
 
 VOCABULARY = 2048
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+LEANING = {'"': 36.0, "]": -20.0, ",": -40.0}  # to tokens, by their first character
 TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -21,8 +24,9 @@ TEMPLATE = (
 
 def write_tiny_model(folder: Path, texts: Iterable[str]) -> None:
     """Save the model to `folder`; `texts` are what the tokenizer learns its words from."""
-    _tokenizer(texts).save_pretrained(folder)
-    _model().save_pretrained(folder)
+    tokenizer = _tokenizer(texts)
+    tokenizer.save_pretrained(folder)
+    _model(tokenizer.get_vocab()).save_pretrained(folder)
 
 
 def _tokenizer(texts: Iterable[str]):
@@ -44,7 +48,7 @@ def _tokenizer(texts: Iterable[str]):
     )
 
 
-def _model():
+def _model(vocabulary: dict[str, int]):
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -58,12 +62,31 @@ def _model():
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=8192,
-        tie_word_embeddings=True,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=2,
-        pad_token_id=0,
+        eos_token_id=vocabulary[END],
+        pad_token_id=vocabulary[PAD],
     )
-    return Qwen3ForCausalLM(config).to(torch.bfloat16)
+    model = Qwen3ForCausalLM(config)
+    _lean(model, vocabulary)
+    return model.to(torch.bfloat16)
+
+
+def _lean(model, vocabulary: dict[str, int]) -> None:
+    """The first dimension is the same at every token: its output weights are preferences."""
+    import torch
+
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 4.0
+        for layer in model.model.layers:
+            layer.self_attn.q_norm.weight[:] = 4.0  # what it writes depends on what it reads
+            layer.self_attn.k_norm.weight[:] = 4.0
+            layer.self_attn.o_proj.weight[0] = 0.0
+            layer.mlp.down_proj.weight[0] = 0.0
+        model.lm_head.weight[:, 0] = 0.0
+        for token, number in vocabulary.items():
+            model.lm_head.weight[number, 0] = LEANING.get(token[0], 0.0) / 4.0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,213 @@
+"""Backfill and sleep through vLLM: on an actor, on Ray Serve, and behind servers of HTTP.
+
+The model's weights are random: what it writes means nothing, but it fits the schema, and every
+message and every call must be accounted for.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import psutil
+import pytest
+import yaml
+from openai import OpenAI
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from lightmem_core import load_config
+from lightmem_core.config import Config
+from lightmem_core.llm.asking import together
+from lightmem_core.llm.chat import ChatRequest, Rejected, Reply, TooLong
+from lightmem_core.long_term import llm_updater
+from lightmem_core.long_term.runs import Run
+from lightmem_core.short_term import summarize
+from lightmem_pipelines.backfill import BackfillRequest, backfill
+from lightmem_pipelines.cluster import ray_session
+from lightmem_pipelines.files import RunFiles
+from lightmem_pipelines.replies import calls
+from lightmem_pipelines.served import ServedChat
+from lightmem_pipelines.sleep import SleepRequest, sleep
+
+pytestmark = pytest.mark.vllm
+
+ROOT = Path(__file__).parents[2]
+FAKES = ROOT / "pipelines" / "configs" / "fakes.yaml"
+DEPLOYED = ROOT / "serve" / "llm.yaml"
+CONTEXT = 4096
+SCHEMAS = {"extract": summarize.schema(10_000), "update": llm_updater.schema(3)}
+STARTED_S = 600  # at most, until a server answers
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """CPUs are Ray's measure alone: four do not need four cores."""
+    with ray_session(load_config(FAKES).pipelines.model_copy(update={"num_cpus": 4})):
+        yield
+
+
+@pytest.fixture(scope="module")
+def served(
+    cluster: None, tiny_model: str, engine: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """What the shipped YAML brings up, with the tiny model: retrieval and summarizer. Its URL."""
+    store = str(tmp_path_factory.mktemp("retrieved") / "store")
+    config = load_config(FAKES, uri=store)
+    sample = str(ROOT / "pipelines" / "samples" / "chats.jsonl")
+    backfill(config, BackfillRequest((sample,), progress=False))
+    tree = yaml.safe_load(DEPLOYED.read_text(encoding="utf-8"))
+    retrieval, summarizer = tree["applications"]
+    retrieval["args"] = {"config": str(FAKES), "store": store}
+    args = summarizer["args"]
+    del args["accelerator_type"]
+    args["placement_group_config"] = {"bundles": [{"CPU": 0.5}]}
+    args["model_loading_config"] = {"model_id": "tiny", "model_source": tiny_model}
+    args["engine_kwargs"] |= engine | {"max_model_len": CONTEXT}
+    args["deployment_config"]["autoscaling_config"]["max_replicas"] = 1
+    args["deployment_config"]["ray_actor_options"] = {"num_cpus": 0}
+    args["ingress"] = {"ray_actor_options": {"num_cpus": 0.1}}
+    port = tree["http_options"]["port"] = 8127
+    serve.start(http_options=tree["http_options"])
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(tree))
+    running = {"lightmem": "RUNNING", "summarizer": "RUNNING"}
+    _wait(lambda: {n: a.status for n, a in serve.status().applications.items()} == running)
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def api_server(tiny_model: str, engine: dict[str, Any]) -> Iterator[str]:
+    """vLLM's own server, as its command starts it."""
+    port = 8128
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", tiny_model]
+    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--max-model-len", str(CONTEXT), "--enable-prompt-tokens-details"]
+    command += ["--max-num-seqs", str(engine["max_num_seqs"]), "--enforce-eager"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        url = f"http://127.0.0.1:{port}"
+        _wait(lambda: server.poll() is None and _answers(f"{url}/health"))
+        yield url
+        server.terminate()
+
+
+def _wait(done: Callable[[], bool]) -> None:
+    until = time.monotonic() + STARTED_S
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(1)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def check_replies(config: Config, run: Run, stage: str) -> None:
+    """Every reply that was not cut off fits its schema, and the report counts all of them."""
+    replies = list(calls(RunFiles.of(config.memory.store, run.id)))
+    assert {reply["stage"] for reply in replies} == {stage}
+    whole = [reply for reply in replies if reply["finish"] == "stop"]
+    assert len(whole) > len(replies) / 2
+    for reply in whole:
+        found = json.loads(reply["text"], strict=False)
+        jsonschema.validate(found, json.loads(SCHEMAS[stage]))
+    used = run.report["llm"]
+    assert used["calls"] == len(replies)
+    assert sum(used["models"].values()) == len(replies)
+    tokens = sum(r["prompt_tokens"] + r["completion_tokens"] for r in replies)
+    assert used["total"] == tokens > 0
+
+
+def check_run(config: Config, chats: str) -> None:
+    """A backfill and a sleep: every message ends in one state, and every call is counted."""
+    filled = backfill(config, BackfillRequest((chats,), progress=False))
+    messages = filled.report["messages"]
+    bad = sum(messages["quarantined"].values())
+    assert messages["read"] > 50
+    assert messages["read"] == (
+        messages["stored"] + messages["no_facts"] + messages["duplicate"] + bad
+    )
+    assert filled.report["entries"] > 3
+    check_replies(config, filled, "extract")
+    slept = sleep(config, SleepRequest(progress=False))
+    assert slept.report["applied"]
+    assert slept.report["entries"] == filled.report["entries"]
+    check_replies(config, slept, "update")
+
+
+def engines() -> list[psutil.Process]:
+    """The processes of engines that this process, or its Ray, has started."""
+    return [p for p in psutil.process_iter() if p.name().startswith("VLLM") and p.uids().real == 0]
+
+
+def test_through_vllm_on_the_actors_of_a_pool(cluster, configured, chats, tiny_model, engine):
+    options = {"model": tiny_model, "max_model_len": CONTEXT, "engine": engine}
+    check_run(configured({"use": "vllm", "options": options}), chats)
+    _wait(lambda: not engines())  # none outlives its run
+
+
+def test_through_a_handle_of_the_summarizer_on_serve(served, configured, chats):
+    check_run(configured({"use": "serve", "options": {"model": "tiny"}}), chats)
+
+
+def test_through_the_summarizer_on_serve_by_http(served, configured, chats):
+    options = {"model": "tiny", "base_url": f"{served}/llm/v1"}
+    check_run(configured({"use": "openai", "options": options}), chats)
+
+
+def test_through_the_server_of_vllm_by_http(api_server, cluster, configured, chats):
+    options = {"model": "tiny", "base_url": f"{api_server}/v1"}
+    check_run(configured({"use": "openai", "options": options}), chats)
+
+
+def test_one_yaml_serves_searches_and_clients_of_openai(served):
+    client = OpenAI(base_url=f"{served}/llm/v1", api_key="none")
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    form = {"name": "r", "strict": True, "schema": json.loads(SCHEMAS["extract"])}
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "1 Ada: I moved to Porto."}],
+        max_tokens=1024,
+        response_format={"type": "json_schema", "json_schema": form},
+    )
+    found = json.loads(answer.choices[0].message.content or "", strict=False)
+    jsonschema.validate(found, form["schema"])
+    request = urllib.request.Request(
+        f"{served}/search",
+        json.dumps({"user_id": "ada", "query": "Porto"}).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as found:
+        assert json.load(found)["results"]
+
+
+def test_a_handle_says_what_does_not_fit(served):
+    chat = ServedChat(model="tiny")
+
+    async def asked(words: str, schema: str) -> Reply | Exception:
+        request = ChatRequest(({"role": "user", "content": words},), schema, 64)
+        try:
+            return await chat.complete(request)
+        except (TooLong, Rejected) as error:
+            return error
+
+    wrong = '{"type": "nothing"}'
+    long, refused, good = together(
+        [asked("Porto. " * 5_000, ""), asked("Porto", wrong), asked("Porto", "")]
+    )
+    assert type(long) is TooLong
+    assert "Traceback" not in str(long)
+    assert type(refused) is Rejected
+    assert isinstance(good, Reply)
