@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from lightmem_core.types import Buffer, Decision, Fact, Failure, Message, UpdateQueue
+from lightmem_core.types import Buffer, Decision, Entry, Fact, Failure, Message
 
 In = TypeVar("In", contravariant=True)
 Out = TypeVar("Out")
@@ -59,6 +60,14 @@ class Embedder(Protocol):
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit vectors, float32, of shape (len(texts), dim)."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateQueue:
+    """An entry and the later ones it is judged by, with their similarity, most similar first."""
+
+    entry: Entry
+    later: tuple[tuple[Entry, float], ...]
 
 
 class Updater(Protocol):

@@ -193,14 +193,6 @@ class UserEntries:
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateQueue:
-    """An entry and the later ones it is judged by, with their similarity, most similar first."""
-
-    entry: Entry
-    later: tuple[tuple[Entry, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Decision:
     """What the sleep phase does with an entry, because of a later one: its `successor`.
 

@@ -91,7 +91,7 @@ def _in_string(body: str) -> bool:
     return QUOTE.findall(body).count('"') % 2 == 1
 
 
-def problems(value: object, schema: str) -> list[Problem]:
+def problems(value: Any, schema: str) -> list[Problem]:
     """What of the value does not fit the schema, in its order."""
     errors = _validator(schema).iter_errors(value)
     return [Problem(tuple(error.absolute_path), error.message[:WORDS]) for error in errors]

@@ -13,6 +13,8 @@ from lightmem_core.errors import ConfigError
 from lightmem_core.types import stable_id
 
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+# Tokens of the packaged prompts, which no call can do without, as the default tokenizer counts.
+FIXED_TOKENS = {"extract_chat": 233, "extract_people": 236, "update": 250}
 CHARS = 500  # at most, of a text that a model writes: enough for two long sentences
 # What no text may hold: a schema with a length lets raw control characters pass.
 UNWRITABLE = regex.compile(r"[\p{Cc}\p{Cs}]+")
@@ -29,7 +31,7 @@ class Prompt:
     def of(cls, name: str, path: str | None = None) -> Prompt:
         """The packaged prompt of that name, or the one at `path`. Servers keep what they read of a
         prompt, so it must not differ between calls: what does goes into the next message."""
-        source = Path(path) if path else files(__package__) / "prompts" / f"{name}.md"
+        source = Path(path) if path else files("lightmem_core.llm") / "prompts" / f"{name}.md"
         try:
             text = source.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:

@@ -13,10 +13,10 @@ import pyarrow as pa
 from lightmem_core.errors import ComponentError
 from lightmem_core.long_term.embed import vectors_of
 from lightmem_core.long_term.queues import update_queues
-from lightmem_core.protocols import Updater
+from lightmem_core.protocols import UpdateQueue, Updater
 from lightmem_core.schema import from_table
 from lightmem_core.schema import vectors_of as stored_vectors
-from lightmem_core.types import Action, Decision, Entry, UpdateQueue, UserEntries
+from lightmem_core.types import Action, Decision, Entry, UserEntries
 
 QUEUES = 2_000  # that are judged together, where stored rows become entries
 ORDER = ("user_id", "said_at", "session_id", "position", "ordinal")  # Entry.order, by user

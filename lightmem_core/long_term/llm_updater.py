@@ -11,7 +11,8 @@ from lightmem_core.llm.asking import TOO_LONG, Asking, Parsed, found_in, togethe
 from lightmem_core.llm.chat import Chat, ChatRequest, Reply, SavedReplies, TooLong
 from lightmem_core.llm.json_replies import problems, strict_object
 from lightmem_core.llm.prompting import CHARS, Prompt, day, one_line
-from lightmem_core.types import Decision, Entry, UpdateQueue
+from lightmem_core.protocols import UpdateQueue
+from lightmem_core.types import Decision, Entry
 
 
 class LLMUpdater:
@@ -52,7 +53,7 @@ class LLMUpdater:
             return Parsed(None, ("the JSON ends too early",), {"decisions": 1})
         said = _said(found.value["decision"])
         count = len(queue.later)
-        if problems({"decision": said}, schema(count)) or said.get("text") == "":
+        if problems({"decision": said}, schema(count)):
             wrong = f'"decision" must be one of the four forms, with an "entry" from 1 to {count}'
             return Parsed(None, (wrong,), {"decisions": 1})
         return Parsed(self._meant(said, queue))

@@ -12,8 +12,8 @@ from functools import lru_cache
 
 from lightmem_core.attributes import Attribute, attribute_of
 from lightmem_core.language import FILLERS, PLEASANTRIES
-from lightmem_core.protocols import Updater
-from lightmem_core.types import Decision, Entry, UpdateQueue
+from lightmem_core.protocols import UpdateQueue, Updater
+from lightmem_core.types import Decision, Entry
 
 DAY_MS = 86_400_000
 JOINTS = str.maketrans("", "", "-'’")  # within words

@@ -14,7 +14,7 @@ from typing import Any
 import regex
 
 from lightmem_core.formats.timestamps import parse_time
-from lightmem_core.llm.asking import TOO_LONG, Asking, Parsed, all_of, found_in, together
+from lightmem_core.llm.asking import BAD_REPLY, TOO_LONG, Asking, Parsed, all_of, found_in, together
 from lightmem_core.llm.chat import Chat, ChatRequest, Reply, SavedReplies, TooLong
 from lightmem_core.llm.json_replies import problems, strict_object
 from lightmem_core.llm.prompting import CHARS, Prompt, day, one_line
@@ -61,18 +61,25 @@ class LLMGenerator:
         messages = self.prompt(buffer).messages("\n".join(lines(buffer)))
         return ChatRequest(messages, schema(len(buffer.messages)), self.max_tokens)
 
-    def parse(self, reply: Reply, buffer: Buffer) -> Parsed[list[Fact]]:
+    def parse(self, reply: Reply, buffer: Buffer) -> Parsed[list[Fact | Failure]]:
+        """Of a reply that is bad in part the facts are good, but of the messages that none of them
+        names nobody can tell whether they hold any: these fail."""
         parsed = parse(reply, len(buffer.messages))
         if parsed.value is None:
-            return parsed
+            return Parsed(None, parsed.problems, parsed.rejected, parsed.full)
         writer = f"{self.name} {self.prompt(buffer).name}"
-        return replace(parsed, value=[replace(fact, writer=writer) for fact in parsed.value])
+        found: list[Fact | Failure] = [replace(fact, writer=writer) for fact in parsed.value]
+        if parsed.problems:
+            named = {source for fact in parsed.value for source in fact.sources}
+            unnamed = tuple(n for n in range(len(buffer.messages)) if n not in named)
+            found += [Failure(BAD_REPLY, unnamed)] if unnamed else []
+        return Parsed(found, parsed.problems, parsed.rejected, parsed.full)
 
     async def _facts(self, buffer: Buffer, halvings: int = 0) -> list[Fact | Failure] | str:
         several = len(buffer.messages) > 1
         request = self.render(buffer)
         try:
-            facts = await self.asking.ask(
+            found = await self.asking.ask(
                 buffer.user_id,
                 request,
                 lambda reply: self.parse(reply, buffer),
@@ -83,7 +90,7 @@ class LLMGenerator:
                 self.asking.count(failed=1)
                 return TOO_LONG
             return await self._of_halves(buffer, halvings + 1)
-        return facts if isinstance(facts, str) else [*facts]
+        return found
 
     async def _of_halves(self, buffer: Buffer, halvings: int) -> list[Fact | Failure] | str:
         self.asking.count(split=1)

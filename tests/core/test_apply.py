@@ -14,6 +14,7 @@ from lightmem_core.long_term.apply import (
     Applied,
     Phase,
     apply_decisions,
+    landed,
 )
 from lightmem_core.long_term.consolidate import Consolidation
 from lightmem_core.long_term.rules import RuleUpdater
@@ -74,6 +75,14 @@ def test_a_tombstone_points_to_its_successor_and_to_the_run(rows: Callable[..., 
     assert (found["0"].changed_by, found["0"].changed_at, found["0"].gen) == ("run-7", 99, 4)
     assert places(found["1"]) == ([0, 1] if action == "merge" else [1])
     assert found["1"].gen == (4 if action == "merge" else 3)
+
+
+def test_an_entry_that_nobody_could_decide_about_stays_as_it_is(rows: Callable[..., Rows]):
+    kept = Decision("ada", "0", "keep", "", 0.0, "llm_bad_reply")
+    found = applied(rows(*"abc"), kept, decided("merge", 1, 2))
+    assert (found.held, found.dropped) == ({"merge": 1}, {})
+    assert [e.id for e in found.changed] == ["1", "2"]
+    assert landed([*rows(*"abc").values()], [kept], phase([])).dropped == {}
 
 
 def test_an_update_keeps_the_entry_with_a_new_text_a_new_vector_and_more_sources(

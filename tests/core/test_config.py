@@ -7,6 +7,7 @@ from lightmem_core import factory
 from lightmem_core.config import STEPS, Component, Config, MemoryConfig, load_config
 from lightmem_core.encoders.hashing import HashEmbedder, WordTokenizer
 from lightmem_core.errors import ConfigError
+from lightmem_core.llm.chat import NoReplies
 from lightmem_core.plugins import BUILTIN, find, load
 
 CONFIGS = sorted((Path(__file__).parents[2] / "pipelines" / "configs").glob("*.yaml"))
@@ -193,3 +194,58 @@ def test_the_stages_are_built_from_the_configuration():
     consolidation = factory.consolidation(config)
     assert (consolidation.k, consolidation.theta) == (3, 0.6)
     assert consolidation.updater.near == 0.9  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# --- the language model ------------------------------------------------------------------------
+
+ECHO = {"tokenizer": {"use": "words"}, "generator": {"use": "llm"}, "updater": {"use": "llm"}}
+
+
+@pytest.mark.parametrize("part", ["generator", "updater"])
+def test_a_part_that_asks_a_language_model_needs_one(part: str):
+    config = MemoryConfig.model_validate({"tokenizer": {"use": "words"}, part: {"use": "llm"}})
+    with pytest.raises(ConfigError, match=r"names no language model: add one under memory"):
+        factory.check(config)
+
+
+def test_generator_and_updater_ask_the_configured_model():
+    config = MemoryConfig.model_validate(ECHO | {"llm": {"use": "echo"}})
+    factory.check(config)
+    generator = factory.extraction(config).generator
+    assert generator.name == "echo"
+    assert isinstance(generator.asking.chat.tokenizer, WordTokenizer)  # pyright: ignore[reportAttributeAccessIssue]
+    saved = Replies()
+    for stage in (
+        factory.extraction(config, saved).generator,
+        factory.consolidation(config, saved).updater,
+    ):
+        assert stage.asking.saved is saved  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Replies(NoReplies):
+    """Told apart from those of a part that was given none."""
+
+
+@pytest.mark.parametrize(
+    ("part", "problem"),
+    [
+        ({"llm": {"use": "ecco"}}, "unknown llm 'ecco': use one of"),
+        ({"llm": {"use": "echo", "options": {"latency": 1}}}, r"no option \['latency'\]"),
+        ({"generator": {"use": "llm", "options": {"prompt": "x"}}}, "it accepts: .*chat_prompt"),
+        ({"updater": {"use": "llm", "options": {"prompt": "/no/x.md"}}}, "cannot read the prompt"),
+        ({"updater": {"use": "llm", "options": {"retries": -1}}}, "retries must be 0 or more"),
+    ],
+)
+def test_a_bad_option_of_a_part_that_asks_is_found_at_once(part: dict, problem: str):
+    config = MemoryConfig.model_validate(ECHO | {"llm": {"use": "echo"}} | part)
+    with pytest.raises(ConfigError, match=problem):
+        factory.check(config)
+
+
+def test_a_model_has_prices_and_no_more_keys_than_it_knows(written: Callable[[str], Path]):
+    text = "memory: {llm: {use: echo, prices: {prompt: 0.4, cached: 0.1, completion: 1.6}}}"
+    llm = load_config(written(text)).memory.llm
+    assert llm is not None
+    assert (llm.prices.prompt, llm.prices.cached, llm.prices.completion) == (0.4, 0.1, 1.6)
+    with pytest.raises(ConfigError, match=r"memory\.llm\.prices\.input"):
+        load_config(written("memory: {llm: {use: echo, prices: {input: 1}}}"))

@@ -11,8 +11,9 @@ from lightmem_core.long_term import consolidate, queues
 from lightmem_core.long_term.consolidate import Consolidation, NoUpdater
 from lightmem_core.long_term.queues import update_queues
 from lightmem_core.long_term.rules import DAY_MS, RuleUpdater
+from lightmem_core.protocols import UpdateQueue
 from lightmem_core.schema import to_table
-from lightmem_core.types import Decision, Entry, UpdateQueue, UserEntries
+from lightmem_core.types import Decision, Entry, UserEntries
 
 Make = Callable[..., Entry]
 
@@ -315,6 +316,42 @@ def test_stored_rows_are_judged_as_entries_are(
 def test_entries_below_theta_do_not_meet(entry: Make):
     apart = [entry("It rains.", at, vector=EXACT[at]) for at in (0, 1)]
     assert STAGE([UserEntries("ada", tuple(apart))]) == [[]]
+
+
+class Fails:
+    """An updater that has no decision for entries that speak of rain."""
+
+    def decide(self, queues: Sequence[UpdateQueue]) -> list[Decision | str | None]:
+        judged = RuleUpdater().decide(queues)
+        rain = ["rains" in queue.entry.text for queue in queues]
+        return ["no_reply" if no else d for no, d in zip(rain, judged, strict=True)]
+
+
+def test_an_entry_without_a_decision_is_kept_with_the_reason(user: Callable[..., UserEntries]):
+    stage = Consolidation(Fails(), 20, 0.4)
+    row = user(*TALK)
+    (found,) = stage([row])
+    assert [(d.entry_id, d.action, d.successor, d.reason) for d in found] == [
+        ("ada.0", "keep", "", "no_reply"),
+        ("ada.1", "supersede", "ada.4", "home"),
+        ("ada.2", "keep", "", "no_reply"),
+    ]
+    assert list(stage.of_rows(to_table(row.entries, Entry))) == found
+
+
+class Loses:
+    def decide(self, queues: Sequence[UpdateQueue]) -> list[None]:
+        return [None]
+
+
+def test_an_updater_that_loses_a_queue_is_named(user: Callable[..., UserEntries]):
+    stage, rows = Consolidation(Loses(), 20, 0.4), user(*"abc")
+    for judge in (
+        lambda: stage([rows]),
+        lambda: list(stage.of_rows(to_table(rows.entries, Entry))),
+    ):
+        with pytest.raises(ComponentError, match=r"Loses.decide returned 1 answers for 2 queues"):
+            judge()
 
 
 def test_no_updater_keeps_every_entry(user: Callable[..., UserEntries]):
