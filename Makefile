@@ -9,7 +9,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM_LOCK := tests/vllm/lock.txt
 
-.PHONY: install demo test test-core test-vllm chaos lint bench-pipeline bench-models bench-sleep bench-store clean
+.PHONY: install demo test test-core test-vllm chaos lint bench-pipeline bench-models bench-llm bench-sleep bench-store clean
 
 install: $(STAMP)
 
@@ -60,6 +60,10 @@ bench-pipeline: $(STAMP)
 # LOCOMO=path of locomo10.json (not shipped: CC BY-NC)
 bench-models: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_models.py $(LOCOMO)
+
+# LOCOMO=path of locomo10.json
+bench-llm: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench_llm.py $(LOCOMO)
 
 bench-sleep: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_sleep.py
