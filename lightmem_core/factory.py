@@ -46,9 +46,12 @@ def buffering(config: MemoryConfig) -> Buffering:
     return Buffering(config.buffer_tokens)
 
 
-def extraction(config: MemoryConfig, saved: SavedReplies | None = None) -> Extraction:
-    """`saved` keeps the replies of a generator that asks a language model."""
-    return Extraction(_part("generator", config.generator, config, saved))
+def extraction(
+    config: MemoryConfig, saved: SavedReplies | None = None, client: Chat | None = None
+) -> Extraction:
+    """`saved` keeps the replies of a generator that asks a language model; `client` stands in for
+    the configured one."""
+    return Extraction(_part("generator", config, saved, client))
 
 
 def embedder(config: MemoryConfig) -> Embedder:
@@ -59,9 +62,12 @@ def embedding(config: MemoryConfig) -> Embedding:
     return Embedding(embedder(config))
 
 
-def consolidation(config: MemoryConfig, saved: SavedReplies | None = None) -> Consolidation:
-    """`saved` keeps the replies of an updater that asks a language model."""
-    updater = _part("updater", config.updater, config, saved)
+def consolidation(
+    config: MemoryConfig, saved: SavedReplies | None = None, client: Chat | None = None
+) -> Consolidation:
+    """`saved` keeps the replies of an updater that asks a language model; `client` stands in for
+    the configured one."""
+    updater = _part("updater", config, saved, client)
     return Consolidation(updater, config.queue.k, config.queue.theta)
 
 
@@ -80,11 +86,12 @@ def asks_llm(kind: str, component: Component) -> bool:
     return "chat" in inspect.signature(find(kind, component)).parameters
 
 
-def _part(kind: str, component: Component, config: MemoryConfig, saved: SavedReplies | None) -> Any:
+def _part(kind: str, config: MemoryConfig, saved: SavedReplies | None, client: Chat | None) -> Any:
     """A part that may ask the language model: one whose constructor names `chat` is given it."""
+    component: Component = getattr(config, kind)
     if not asks_llm(kind, component):
         return load(kind, component)
-    return load(kind, component, chat=chat(config), saved=saved or NoReplies())
+    return load(kind, component, chat=client or chat(config), saved=saved or NoReplies())
 
 
 def retrieval(config: MemoryConfig) -> Retrieval:

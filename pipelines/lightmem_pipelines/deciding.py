@@ -25,7 +25,7 @@ from lightmem_core.schema import from_table, to_table
 from lightmem_core.types import Decision, Entry, Extracted
 from lightmem_pipelines.cluster import check_room
 from lightmem_pipelines.files import RunFiles
-from lightmem_pipelines.replies import RunReplies
+from lightmem_pipelines.replies import RunReplies, taken_counts
 
 ROUNDS = 5  # at a shard's changes, where online writes come in between
 
@@ -57,7 +57,8 @@ class Deciding:
 
     def consolidation(self) -> Consolidation:
         replies = RunReplies(self.files, self.monitor, self.capped)
-        return factory.consolidation(self.config.memory, replies)
+        memory = self.config.memory
+        return factory.consolidation(memory, replies, replies.client(memory, "updater"))
 
     def decide(self, portion: Portion, consolidation: Consolidation) -> None:
         """Decide for some users and save that, even if it is nothing: then it need not be
@@ -68,6 +69,8 @@ class Deciding:
         self.files.write_rows("decisions", portion.name, to_table(decisions, Decision))
         counts = {"users": len(portion.users), "entries": len(rows), "decisions": len(decisions)}
         self.monitor.add.remote(**counts)
+        if replies := taken_counts(consolidation.updater):
+            self.monitor.replied.remote(replies)
 
 
 @ray.remote(num_cpus=1, max_retries=3)

@@ -13,19 +13,21 @@ import ray.data
 
 from lightmem_core import factory
 from lightmem_core.config import MemoryConfig, Pool
-from lightmem_core.errors import BudgetError, LLMUnavailableError
+from lightmem_core.errors import BudgetError, ConfigError, LLMUnavailableError
 from lightmem_core.protocols import Stage
 from lightmem_core.schema import from_table, to_table
 from lightmem_core.types import Buffer, Extracted, History, SegmentedHistory
-from lightmem_pipelines.replies import RunReplies
+from lightmem_pipelines.replies import RunReplies, taken_counts
 
-STOPS = (LLMUnavailableError, BudgetError)  # what ends a run early, and is no fault of its rows
+# What ends a run early and is no fault of its rows. The configuration is at fault where a model
+# takes no request at all.
+STOPS = (LLMUnavailableError, BudgetError, ConfigError)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A stage with the rows it reads and the rows it writes. One that `asks` an LLM is also given
-    where replies are kept."""
+    """A stage with the rows it reads and the rows it writes. One that may ask an LLM (`asks`) is
+    also given where replies are kept, and through what to ask."""
 
     make: Callable[..., Stage[Any, Any]]
     reads: type
@@ -65,7 +67,9 @@ class PoolActor:
         self.stages = [(name, self._made(step, work.config)) for name, step in steps]
 
     def _made(self, step: Step, config: MemoryConfig) -> Stage[Any, Any]:
-        return step.make(config, self.replies) if step.asks else step.make(config)
+        if not step.asks:
+            return step.make(config)
+        return step.make(config, self.replies, self.replies.client(config, "generator"))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if self.may_stop and ray.get(self.monitor.stopped.remote()) is not None:
@@ -75,6 +79,8 @@ class PoolActor:
             count, started = len(rows), time.perf_counter()
             rows = self._through(stage, rows)
             self.monitor.step.remote(name, count, time.perf_counter() - started)
+            if counts := taken_counts(getattr(stage, "generator", None)):
+                self.monitor.replied.remote(counts)
         if self.writes is Extracted:
             self.monitor.add.remote(
                 messages=sum(len(row.messages) for row in rows),

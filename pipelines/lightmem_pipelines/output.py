@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightmem_core.long_term.render import entry_line
 from lightmem_pipelines.durations import duration
 from lightmem_pipelines.output_data import erase_lines, import_lines
+from lightmem_pipelines.output_llm import call_lines, retry_lines
 from lightmem_pipelines.output_reembed import reembed_lines
 from lightmem_pipelines.output_sleep import reason_lines, sleep_lines
 from lightmem_pipelines.output_undo import undo_lines
@@ -142,11 +143,12 @@ def run_text(run: Run) -> str:
     }
     body = bodies.get(run.kind)
     tail = [f"apply it with `lightmem sleep --apply {run.id}`"] if run.status == "planned" else []
+    tail += retry_lines(run.id, run.report)
     return "\n".join([head, *(body(run.report) if body and run.report else []), *tail])
 
 
 def _backfill_lines(report: dict[str, Any]) -> list[str]:
-    messages, llm = report["messages"], report["llm"]
+    messages = report["messages"]
     bad = messages["quarantined"]
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(bad.items()))
     share = report["tokens_after"] / max(report["tokens_before"], 1)
@@ -159,7 +161,7 @@ def _backfill_lines(report: dict[str, Any]) -> list[str]:
         f"  entries     {report['entries']:>9,} new, of {report['users']:,} users",
         f"  tokens      {report['tokens_before']:>9,} before compression, "
         f"{report['tokens_after']:,} after ({share:.0%}), in {report['segments']:,} segments",
-        *_llm_lines(llm, report["seconds"]),
+        *_llm_lines(report),
     ]
     lines += [
         f"    {name:<10}{int(step['rows']):>9,} rows {step['seconds']:>9.1f} s"
@@ -171,18 +173,19 @@ def _backfill_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _sleep_lines(report: dict[str, Any]) -> list[str]:
-    llm = _llm_lines(report["llm"], report["seconds"])
-    lines = [*sleep_lines(report), *llm, *reason_lines(report)]
+    lines = [*sleep_lines(report), *_llm_lines(report), *reason_lines(report)]
     return lines if report["applied"] else [*lines, "  nothing is changed yet"]
 
 
-def _llm_lines(llm: dict[str, int], seconds: float) -> list[str]:
-    """The columns of the paper's tables."""
+def _llm_lines(report: dict[str, Any]) -> list[str]:
+    """The columns of the paper's tables, and what was paid for them."""
+    llm = report["llm"]
     columns = ("summary_in", "summary_out", "update_in", "update_out", "total")
     tokens = " · ".join(f"{name.replace('_', ' ')} {llm[name]:,}" for name in columns)
     return [
         f"  LLM tokens  {tokens} · {llm['calls']:,} calls",
-        f"  runtime     {duration(seconds)}",
+        *call_lines(report),
+        f"  runtime     {duration(report['seconds'])}",
     ]
 
 

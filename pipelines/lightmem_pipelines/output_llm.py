@@ -1,4 +1,4 @@
-"""How a plan looks."""
+"""How a plan looks, and what was paid for."""
 
 from __future__ import annotations
 
@@ -7,9 +7,44 @@ from typing import TYPE_CHECKING, Any
 
 from lightmem_pipelines.durations import duration
 
+KIND = "replies"
+FAILURES = ("llm_", "too_long")  # how the reasons start
+
 if TYPE_CHECKING:
     from lightmem_pipelines.estimate import Estimate
     from lightmem_pipelines.plan import Plan
+
+
+def call_lines(report: dict[str, Any]) -> list[str]:
+    """What the calls of a run took, beside their tokens; nothing of a run without any."""
+    llm = report["llm"]
+    if not llm["calls"]:
+        return []
+    tokens_in = llm["summary_in"] + llm["update_in"]
+    parts = [
+        f"{llm['call_seconds'] / llm['calls']:.1f} s each",
+        f"{llm['cached'] / max(tokens_in, 1):.0%} of the input cached",
+        ", ".join(sorted(llm["models"])),
+    ]
+    if llm["money"] is not None:
+        parts.insert(0, f"money {llm['money']:,.4f}")
+    lines = [f"  LLM calls   {' · '.join(parts)}"]
+    if replies := report.get("replies"):
+        told = " · ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in sorted(replies.items()))
+        lines.append(f"  replies     {told}")
+    return lines
+
+
+def retry_lines(run_id: str, report: dict[str, Any]) -> list[str]:
+    """What can be done about messages that a model failed at."""
+    failed = report.get("messages", {}).get("quarantined", {})
+    if not any(reason.startswith(FAILURES) for reason in failed):
+        return []
+    folder = report["quarantine"].removesuffix("quarantine") + KIND
+    return [
+        f"  what the model said of those it failed at is in {folder};",
+        f"  `lightmem retry {run_id}` extracts them again",
+    ]
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

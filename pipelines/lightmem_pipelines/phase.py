@@ -59,6 +59,7 @@ class SleepReport:
     dropped: dict[str, int] = field(default_factory=dict)
     undecided: dict[str, int] = field(default_factory=dict)
     llm: Usage = field(default_factory=Usage)
+    replies: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self, prices: Prices | None = None) -> dict[str, Any]:
         return asdict(self) | {"llm": self.llm.as_dict(prices)}
@@ -73,6 +74,7 @@ class SleepPhase:
         self.run = run
         self.files = RunFiles.of(config.memory.store, run.id)
         self.outcome: Outcome | None = None
+        self.replies: dict[str, int] = {}
         self.started = time.perf_counter()
 
     @property
@@ -98,6 +100,8 @@ class SleepPhase:
             else:
                 remote = decide_portion.remote  # pyright: ignore[reportFunctionMemberAccess]
                 _in_turn(partial(remote, deciding, portion) for portion in self._undecided())
+        ended: Progress = ray.get(monitor.read.remote())  # pyright: ignore[reportAssignmentType]
+        self.replies = dict(ended.replies)
 
     def _undecided(self) -> Iterator[Portion]:
         """The portions to decide, shard by shard."""
@@ -162,6 +166,7 @@ class SleepPhase:
             dropped=dict(self.outcome.dropped) if self.outcome else {},
             undecided=undecided,
             llm=usage(self.files),
+            replies=self.replies,
         )
 
 

@@ -20,6 +20,7 @@ from lightmem_pipelines.budget import price, prices_of
 from lightmem_pipelines.estimate import Estimate, Estimator, Sample
 from lightmem_pipelines.files import InputFile, RunFiles, find_files
 from lightmem_pipelines.measured import Measured, measured_calls
+from lightmem_pipelines.replies import concurrency
 
 HISTORIES = 8  # of the sample, through the stages together
 
@@ -76,7 +77,7 @@ def plan(config: Config, request: PlanRequest) -> Plan:
     calls, prompts = estimator.total("calls"), estimator.total("prompt_tokens")
     measured = measured_calls(memory, llm)
     completions = calls.times(measured.completion_tokens)
-    in_flight = _in_flight(config, llm)
+    in_flight = _in_flight(config)
     return Plan(
         files=len(files),
         users=len(sample.sizes),
@@ -199,12 +200,15 @@ def _counter(memory: MemoryConfig, folder: str | None) -> Count:
     return counted
 
 
-def _in_flight(config: Config, llm: LLMConfig) -> int:
+def _in_flight(config: Config) -> int:
     """Requests at once, over all actors that extract."""
     (pool,) = (pool for pool in config.pipelines.pools if "extract" in pool.steps)
     held = pool.batches * pool.batch_size
-    concurrency = llm.options.get("concurrency", held)
-    return pool.actors[1] * min(int(concurrency), held)
+    try:
+        most = concurrency(factory.chat(config.memory))
+    except ConfigError:  # what the client needs is not installed here
+        most = None
+    return pool.actors[1] * min(most or held, held)
 
 
 def _money(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import ray
 
+from lightmem_core import factory
+from lightmem_core.config import MemoryConfig
 from lightmem_core.errors import BudgetError, LightMemError
-from lightmem_core.llm.chat import Reply
+from lightmem_core.llm.chat import Chat, ChatRequest, Reply
 from lightmem_core.types import stable_id
 from lightmem_pipelines.budget import Usage
 from lightmem_pipelines.files import RunFiles
 
 KIND = "replies"
+IN_FLIGHT = 16  # where a client does not say, and there is a budget to keep
 FIELDS = tuple(Reply.__dataclass_fields__)
 
 
@@ -27,8 +31,7 @@ class RunReplies:
     """A file for each call that a run has paid for. What is there is not asked for again, however
     often the run is interrupted.
 
-    `monitor` hears of every call. It is asked before each one if there is a budget (`capped`), and
-    BudgetError raised once that is spent: calls in flight then end and are kept.
+    `monitor` hears of every call. If there is a budget (`capped`), it is asked before each one.
     """
 
     def __init__(self, files: RunFiles, monitor: Any = None, capped: bool = False):
@@ -37,15 +40,19 @@ class RunReplies:
         self.capped = capped
         self.closed: LightMemError | None = None
 
+    def client(self, config: MemoryConfig, kind: str) -> Chat | None:
+        """What a generator or updater asks through; None: whatever is configured."""
+        if not self.capped or not factory.asks_llm(kind, getattr(config, kind)):
+            return None
+        return CappedChat(factory.chat(config), self.monitor)
+
     def get(self, user_id: str, key: str) -> Reply | None:
-        """Raise what closed this, or BudgetError, where there is no reply yet."""
+        """Raise what closed this where there is no reply yet."""
         found = self.files.json_of(folder_of(user_id), key)
         if found is not None:
             return Reply(**{name: found[name] for name in FIELDS})
         if self.closed is not None:
             raise self.closed
-        if self.capped and (spent := ray.get(self.monitor.spent.remote())):
-            raise BudgetError(spent)
         return None
 
     def put(self, user_id: str, stage: str, key: str, reply: Reply) -> None:
@@ -61,6 +68,28 @@ class RunReplies:
         self.closed = self.closed or error
 
 
+class CappedChat:
+    """Asks nothing more once the run's budget is spent, and raises BudgetError. What is in flight
+    then arrives and is kept: no more than the client has in flight at once."""
+
+    def __init__(self, chat: Chat, monitor: Any):
+        self.chat = chat
+        self.name = chat.name
+        self.monitor = monitor
+        self.places = asyncio.Semaphore(concurrency(chat) or IN_FLIGHT)
+
+    async def complete(self, request: ChatRequest) -> Reply:
+        async with self.places:
+            if spent := await asyncio.to_thread(ray.get, self.monitor.spent.remote()):
+                raise BudgetError(spent)
+            return await self.chat.complete(request)
+
+
+def concurrency(chat: Chat) -> int | None:
+    """How many requests a client has in flight at most, if it says so in its options."""
+    return getattr(getattr(chat, "options", None), "concurrency", None)
+
+
 def calls(files: RunFiles) -> Iterator[dict[str, Any]]:
     """What a run has saved of each of its calls, in any order."""
     return files.read_deep(KIND)
@@ -69,3 +98,10 @@ def calls(files: RunFiles) -> Iterator[dict[str, Any]]:
 def usage(files: RunFiles) -> Usage:
     """What a run has used, counted in its files: retries cannot skew it."""
     return Usage.of(calls(files))
+
+
+def taken_counts(part: Any) -> dict[str, int]:
+    """What a generator or updater has counted of its replies since this was last called; nothing
+    of one that asks no language model."""
+    asking = getattr(part, "asking", None)
+    return dict(asking.taken_counts()) if asking is not None else {}

@@ -53,6 +53,7 @@ class BackfillReport:
     steps: dict[str, dict[str, float]]
     quarantine: str
     llm: Usage = field(default_factory=Usage)
+    replies: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self, prices: Prices | None = None) -> dict[str, Any]:
         return asdict(self) | {"llm": self.llm.as_dict(prices)}
@@ -80,6 +81,7 @@ def backfill_report(
         steps=step_table(progress),
         quarantine=run_files.folder("quarantine"),
         llm=usage(run_files),
+        replies=dict(progress.replies),
     )
 
 
