@@ -240,7 +240,7 @@ def main() -> None:
         _, (found,) = measured("users", users, each)
         rate = users * each / found["cpu"]
         print(f"{users:,} users x {each}: {found['cpu']:.2f} CPU s, {rate:,.0f} entries/CPU s")
-    show_whole_phase((50, 200) if args.small else (200, 2_000))
+    show_whole_phase((50, 200) if args.small else (200, 10_000))
 
 
 if __name__ == "__main__":
