@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -87,10 +86,3 @@ def configured(tmp_path: Path) -> Callable[[dict[str, Any]], Config]:
         return load_config(path, uri=str(tmp_path / "store"))
 
     return config
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

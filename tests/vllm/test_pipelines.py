@@ -7,6 +7,7 @@ message and every call must be accounted for.
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from lightmem_core import load_config
 from lightmem_core.config import Config
+from lightmem_core.errors import ConfigError, LightMemError
 from lightmem_core.llm.asking import together
 from lightmem_core.llm.chat import ChatRequest, Rejected, Reply, TooLong
 from lightmem_core.long_term import llm_updater
@@ -46,12 +48,13 @@ DEPLOYED = ROOT / "serve" / "llm.yaml"
 CONTEXT = 4096
 SCHEMAS = {"extract": summarize.schema(10_000), "update": llm_updater.schema(3)}
 STARTED_S = 600  # at most, until a server answers
+COMPACT = '{"backend": "xgrammar", "disable_any_whitespace": true}'  # else it writes blanks at will
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """CPUs are Ray's measure alone: four do not need four cores."""
-    with ray_session(load_config(FAKES).pipelines.model_copy(update={"num_cpus": 4})):
+    """CPUs are Ray's measure alone: eight do not need eight cores."""
+    with ray_session(load_config(FAKES).pipelines.model_copy(update={"num_cpus": 8})):
         yield
 
 
@@ -75,7 +78,7 @@ def served(
     args["deployment_config"]["autoscaling_config"]["max_replicas"] = 1
     args["deployment_config"]["ray_actor_options"] = {"num_cpus": 0}
     args["ingress"] = {"ray_actor_options": {"num_cpus": 0.1}}
-    port = tree["http_options"]["port"] = 8127
+    port = tree["http_options"]["port"] = free_port()
     serve.start(http_options=tree["http_options"])
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(tree))
     running = {"lightmem": "RUNNING", "summarizer": "RUNNING"}
@@ -87,16 +90,23 @@ def served(
 @pytest.fixture(scope="module")
 def api_server(tiny_model: str, engine: dict[str, Any]) -> Iterator[str]:
     """vLLM's own server, as its command starts it."""
-    port = 8128
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", tiny_model]
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--max-model-len", str(CONTEXT), "--enable-prompt-tokens-details"]
     command += ["--max-num-seqs", str(engine["max_num_seqs"]), "--enforce-eager"]
+    command += ["--structured-outputs-config", COMPACT]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         url = f"http://127.0.0.1:{port}"
         _wait(lambda: server.poll() is None and _answers(f"{url}/health"))
         yield url
         server.terminate()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _wait(done: Callable[[], bool]) -> None:
@@ -147,15 +157,35 @@ def check_run(config: Config, chats: str) -> None:
     check_replies(config, slept, "update")
 
 
-def engines() -> list[psutil.Process]:
-    """The processes of engines that this process, or its Ray, has started."""
-    return [p for p in psutil.process_iter() if p.name().startswith("VLLM") and p.uids().real == 0]
+def engines() -> set[psutil.Process]:
+    """The processes of all engines on this machine."""
+    return {p for p in psutil.process_iter() if p.name().startswith("VLLM")}
+
+
+def engines_of(name: str) -> list[psutil.Process]:
+    """Those of the engine that a process with this title has started."""
+    return [p for p in engines() if any(name in " ".join(q.cmdline()) for q in p.parents())]
+
+
+def request(words: str, schema: str = "") -> ChatRequest:
+    return ChatRequest(({"role": "user", "content": words},), schema, 64)
+
+
+def asked(chat: ServedChat, *requests: ChatRequest) -> list[Reply | Exception]:
+    async def outcome(request: ChatRequest) -> Reply | Exception:
+        try:
+            return await chat.complete(request)
+        except (TooLong, Rejected, LightMemError) as error:
+            return error
+
+    return together(map(outcome, requests))
 
 
 def test_through_vllm_on_the_actors_of_a_pool(cluster, configured, chats, tiny_model, engine):
+    before = engines()
     options = {"model": tiny_model, "max_model_len": CONTEXT, "engine": engine}
     check_run(configured({"use": "vllm", "options": options}), chats)
-    _wait(lambda: not engines())  # none outlives its run
+    _wait(lambda: engines() <= before)  # none outlives its run
 
 
 def test_through_a_handle_of_the_summarizer_on_serve(served, configured, chats):
@@ -194,20 +224,28 @@ def test_one_yaml_serves_searches_and_clients_of_openai(served):
 
 
 def test_a_handle_says_what_does_not_fit(served):
-    chat = ServedChat(model="tiny")
-
-    async def asked(words: str, schema: str) -> Reply | Exception:
-        request = ChatRequest(({"role": "user", "content": words},), schema, 64)
-        try:
-            return await chat.complete(request)
-        except (TooLong, Rejected) as error:
-            return error
-
-    wrong = '{"type": "nothing"}'
-    long, refused, good = together(
-        [asked("Porto. " * 5_000, ""), asked("Porto", wrong), asked("Porto", "")]
+    long, refused, good = asked(
+        ServedChat(model="tiny"),
+        request("Porto. " * 5_000),
+        request("Porto", '{"type": "nothing"}'),
+        request("Porto"),
     )
     assert type(long) is TooLong
     assert "Traceback" not in str(long)
     assert type(refused) is Rejected
     assert isinstance(good, Reply)
+
+
+def test_a_deployment_that_is_not_there_is_a_mistake_of_the_configuration(served):
+    (error,) = asked(ServedChat(model="tiny", app="nowhere"), request("Porto"))
+    assert isinstance(error, ConfigError)
+    assert "serve deploy" in str(error)
+
+
+def test_a_replica_whose_engine_dies_is_replaced_and_its_calls_wait(served):
+    chat = ServedChat(model="tiny", pause_s=0.5)
+    (before,) = asked(chat, request("Porto"))
+    for process in engines_of("Summarizer"):
+        process.kill()
+    replies = asked(chat, *(request("Porto") for _ in range(8)))
+    assert {type(reply) for reply in (before, *replies)} == {Reply}
