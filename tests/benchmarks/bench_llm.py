@@ -18,6 +18,7 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def measure(args: argparse.Namespace, rate: float, tokens: int) -> None:
     for plan in found["plans"]:
         show_plan(plan, stats)
     show_in_flight(stats["timeline"], args.concurrency)
+    sys.stdout.flush()
 
 
 def show_cost(
@@ -141,9 +143,10 @@ def show_in_flight(timeline: list[tuple[float, int]], concurrency: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("locomo", type=Path, nargs="?")
-    parser.add_argument("--latency", type=float, default=3.0, help="seconds of a reply")
+    parser.add_argument("--latency", type=float, default=6.0, help="seconds of a reply")
     parser.add_argument("--concurrency", type=int, default=8)
-    parser.add_argument("--samples", type=int, nargs="*", default=[2, 3, 50], help="users")
+    parser.add_argument("--samples", type=int, nargs="*", default=[2, 50], help="users")
+    parser.add_argument("--only", type=int, nargs="*", default=(0, 1, 2), help="settings")
     parser.add_argument("--one", type=json.loads)
     args = parser.parse_args()
     if args.one:
@@ -151,9 +154,11 @@ def main() -> None:
         return
     if args.locomo is None or not args.locomo.is_file():
         sys.exit("usage: make bench-llm LOCOMO=path/to/locomo10.json")
-    print(environment(), flush=True)
-    for rate, tokens in REFERENCE:
-        measure(args, rate, tokens)
+    print(f"{environment()}, openai {version('openai')}")
+    print(f"replies take {args.latency:g} s; tokens are those of MiniLM's tokenizer", flush=True)
+    for number, (rate, tokens) in enumerate(REFERENCE):
+        if number in args.only:
+            measure(args, rate, tokens)
 
 
 if __name__ == "__main__":
