@@ -67,7 +67,12 @@ def test_a_buffer_never_spans_users(message: Make):
 
 def test_a_segment_larger_than_a_buffer_is_split_between_messages(message: Make):
     row = segmented(message, "ada", [3], [4, 4, 4, 4, 4], [2])
-    assert sizes(Buffering(10)([row])) == [[[3]], [[4, 4]], [[4, 4]], [[4], [2]]]
+    assert sizes(Buffering(10)([row])) == [[[3], [4]], [[4, 4]], [[4, 4], [2]]]
+
+
+def test_a_segment_is_split_only_where_much_of_a_buffer_is_free(message: Make):
+    filled = [sizes(Buffering(10)([segmented(message, "ada", [n], [2, 2, 6])])) for n in (7, 8)]
+    assert filled == [[[[7], [2]], [[2, 6]]], [[[8]], [[2, 2, 6]]]]
 
 
 def test_a_message_larger_than_a_buffer_has_one_of_its_own(message: Make):
