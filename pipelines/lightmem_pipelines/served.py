@@ -136,7 +136,7 @@ class Line:
         app, deployment = self.options.app, self.options.deployment
         try:
             return serve.get_deployment_handle(deployment, app_name=app)
-        except RayServeException as error:
+        except (RayServeException, KeyError) as error:  # no Serve at all, or not this one
             raise ConfigError(
                 f"there is no deployment {deployment!r} of a Serve application {app!r} on this "
                 "Ray: bring it up with `serve deploy serve/llm.yaml`, name its Ray in "

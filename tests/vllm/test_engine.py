@@ -112,6 +112,25 @@ def test_a_dead_engine_is_given_up_after_the_time_that_was_set(chat, loop):
     assert "run the same command again" in str(error)
 
 
+def test_options_reach_the_engine(tiny_model, engine, loop):
+    """An adapter, two devices and a type of numbers; the same request gets another reply."""
+    options = {"model": tiny_model, "max_model_len": 1024, "engine": engine}
+    adapted = VLLMChat(
+        lora=f"{tiny_model}/adapter", tensor_parallel_size=2, dtype="float32", **options
+    )
+    plain = VLLMChat(**options)
+    (changed,) = loop.run(ask(adapted, [request(1)]))
+    config = adapted._engines.engine.llm.vllm_config
+    assert config.parallel_config.tensor_parallel_size == 2
+    assert str(config.model_config.dtype) == "torch.float32"
+    assert config.model_config.max_model_len == 1024
+    loop.run(adapted.aclose())
+    (unchanged,) = loop.run(ask(plain, [request(1)]))
+    loop.run(plain.aclose())
+    assert changed.model == adapted.name != plain.name == unchanged.model
+    assert changed.text != unchanged.text
+
+
 def test_a_model_that_is_not_there_is_a_mistake_of_the_configuration(loop, tmp_path):
     nowhere = VLLMChat(model=str(tmp_path / "nothing"))
     errors = loop.run(ask(nowhere, [request(1), request(2)]))

@@ -76,7 +76,7 @@ def served(
     args["model_loading_config"] = {"model_id": "tiny", "model_source": tiny_model}
     args["engine_kwargs"] |= engine | {"max_model_len": CONTEXT}
     args["deployment_config"]["autoscaling_config"]["max_replicas"] = 1
-    args["deployment_config"]["ray_actor_options"] = {"num_cpus": 0}
+    args["deployment_config"] |= {"ray_actor_options": {"num_cpus": 0}, "health_check_period_s": 2}
     args["ingress"] = {"ray_actor_options": {"num_cpus": 0.1}}
     port = tree["http_options"]["port"] = free_port()
     serve.start(http_options=tree["http_options"])

@@ -7,6 +7,7 @@ Run as `python tiny_model.py FOLDER TEXT...`: the texts are files to learn the w
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,10 +24,12 @@ TEMPLATE = (
 
 
 def write_tiny_model(folder: Path, texts: Iterable[str]) -> None:
-    """Save the model to `folder`; `texts` are what the tokenizer learns its words from."""
+    """Save the model to `folder`, and an adapter for it to the folder `adapter` within; `texts` are
+    what the tokenizer learns its words from."""
     tokenizer = _tokenizer(texts)
     tokenizer.save_pretrained(folder)
     _model(tokenizer.get_vocab()).save_pretrained(folder)
+    _write_adapter(folder / "adapter")
 
 
 def _tokenizer(texts: Iterable[str]):
@@ -87,6 +90,24 @@ def _lean(model, vocabulary: dict[str, int]) -> None:
         model.lm_head.weight[:, 0] = 0.0
         for token, number in vocabulary.items():
             model.lm_head.weight[number, 0] = LEANING.get(token[0], 0.0) / 4.0
+
+
+def _write_adapter(folder: Path) -> None:
+    """A LoRA, of random weights too, in the form of the library peft."""
+    import torch
+    from safetensors.torch import save_file
+
+    sizes = {"q_proj": (64, 128), "v_proj": (64, 64), "o_proj": (128, 64)}  # in, out
+    weights = {}
+    for layer in range(2):
+        for module, (size_in, size_out) in sizes.items():
+            name = f"base_model.model.model.layers.{layer}.self_attn.{module}"
+            weights[f"{name}.lora_A.weight"] = torch.randn(8, size_in).bfloat16()
+            weights[f"{name}.lora_B.weight"] = torch.randn(size_out, 8).bfloat16()
+    folder.mkdir()
+    save_file(weights, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 64, "target_modules": sorted(sizes)}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 if __name__ == "__main__":
