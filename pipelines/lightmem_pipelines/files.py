@@ -27,7 +27,7 @@ PACKED = ("", ".gz", ".zst")
 S3 = ("s3", "s3a", "s3+ddb")
 TEXT = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (".parquet", *(kind + packed for kind in TEXT for packed in PACKED))
-READERS = 16  # of small files at once
+READERS = 64  # of small files at once: where they are far away each takes long
 FILES_AT_ONCE = 10_000
 
 

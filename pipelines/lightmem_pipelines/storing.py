@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from lightmem_pipelines.operators import Step, Work, apply
 from lightmem_pipelines.replies import RunReplies, usage
 
 SHARDS_A_COMMIT = 16  # so many shards get their full share of a batch: it is held in memory
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Storing:
 
         Raise LLMUnavailableError or BudgetError, after what could be done is committed.
         """
+        _advise(self.config)
         committers = Committers(self.config, self.store.model)
         outcomes = self._through(histories, steps, front).map_batches(
             Commit(committers, self.files.run_id),
@@ -84,6 +88,16 @@ class Storing:
             own = [*front, *((name, steps[name]) for name in pool.steps)]
             data, front = apply(data, own, pool, work), []
         return data
+
+
+def _advise(config: Config) -> None:
+    """Batch after batch, each waits for its last reply, and few requests are in flight."""
+    (pool,) = (pool for pool in config.pipelines.pools if "extract" in pool.steps)
+    if pool.batches == 1 and factory.asks_llm("generator", config.memory.generator):
+        log.warning(
+            "few requests will be in flight: give the step extract a pool of its own with several "
+            "batches, as in pipelines/configs/openai.yaml"
+        )
 
 
 def fingerprint(memory: MemoryConfig, *names: str) -> str:
