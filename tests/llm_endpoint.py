@@ -435,8 +435,11 @@ def _renumbered(reply: Any) -> Any:
 
 async def serve(args: argparse.Namespace) -> None:
     tokenizer = load("tokenizer", Component(use=args.tokenizer))
-    given = {"latency": args.latency, "seed": args.seed, "faults": json.loads(args.faults)}
-    endpoint = Endpoint(Plan.of(given), tokenizer, args.log)
+    faults = json.loads(args.faults)
+    timing = {"latency": args.latency, "jitter": args.jitter}
+    endpoint = Endpoint(
+        Plan.of({"seed": args.seed, "faults": faults, **timing}), tokenizer, args.log
+    )
     if args.cert:
         endpoint.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         endpoint.tls.load_cert_chain(args.cert)
@@ -450,6 +453,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds that an answer takes")
+    parser.add_argument("--jitter", type=float, default=0.0, help="share of it, at most on top")
     parser.add_argument("--faults", default="[]", help="a list of faults as JSON")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", default="words")

@@ -34,7 +34,8 @@ BATCH, BATCHES = 4, 8
 
 @contextmanager
 def endpoint(latency: float) -> Iterator[str]:
-    command = [sys.executable, str(ENDPOINT), "--latency", str(latency), "--tokenizer", "minilm"]
+    command = [sys.executable, str(ENDPOINT), "--tokenizer", "minilm"]
+    command += ["--latency", str(latency / 1.25), "--jitter", "0.5"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -143,7 +144,7 @@ def show_in_flight(timeline: list[tuple[float, int]], concurrency: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("locomo", type=Path, nargs="?")
-    parser.add_argument("--latency", type=float, default=6.0, help="seconds of a reply")
+    parser.add_argument("--latency", type=float, default=6.0, help="mean seconds of a reply")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--samples", type=int, nargs="*", default=[2, 50], help="users")
     parser.add_argument("--only", type=int, nargs="*", default=(0, 1, 2), help="settings")
@@ -155,7 +156,10 @@ def main() -> None:
     if args.locomo is None or not args.locomo.is_file():
         sys.exit("usage: make bench-llm LOCOMO=path/to/locomo10.json")
     print(f"{environment()}, openai {version('openai')}")
-    print(f"replies take {args.latency:g} s; tokens are those of MiniLM's tokenizer", flush=True)
+    print(
+        f"replies take {args.latency:g} s on average; tokens are those of MiniLM's tokenizer",
+        flush=True,
+    )
     for number, (rate, tokens) in enumerate(REFERENCE):
         if number in args.only:
             measure(args, rate, tokens)
