@@ -10,14 +10,21 @@ T = TypeVar("T")
 BATCH_TOKENS = 4096
 
 
-def length_batches(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> Iterator[list[int]]:
-    """Yield row numbers, shortest first, so that no batch holds over `budget` padded tokens."""
+def length_batches(
+    lengths: Sequence[int], budget: int = BATCH_TOKENS, waste: float = 1
+) -> Iterator[list[int]]:
+    """Yield row numbers, shortest first, so that no batch holds over `budget` padded tokens, and
+    no more than the share `waste` of them is padding."""
     rows: list[int] = []
+    tokens = 0
     for row in sorted(range(len(lengths)), key=lambda r: lengths[r]):
-        if rows and (len(rows) + 1) * lengths[row] > budget:
+        padded = (len(rows) + 1) * lengths[row]
+        wasted = padded - tokens - lengths[row]
+        if rows and (padded > budget or wasted > waste * padded):
             yield rows
-            rows = []
+            rows, tokens = [], 0
         rows.append(row)
+        tokens += lengths[row]
     if rows:
         yield rows
 

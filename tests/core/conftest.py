@@ -1,6 +1,8 @@
 """Makers of rows, shared by the tests of the core. Each gives what a test does not care about."""
 
+import runpy
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +71,11 @@ def in_order() -> Callable[[Sequence[object], Sequence[object]], bool]:
         return all(item in remaining for item in part)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The folder of a model of random weights: bert, xlm-r, gpt, llama or bert-lm."""
+    write = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))["write"]
+    folder = tmp_path_factory.mktemp("models")
+    return cache(lambda kind: write(kind, folder))
