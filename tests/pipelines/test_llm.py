@@ -138,7 +138,7 @@ def test_whatever_the_endpoint_does_no_message_is_lost_and_every_call_is_counted
 
 def test_as_many_requests_are_in_flight_as_there_may_be(asking, llm_endpoint, source):
     """Though an actor's batches are smaller. How long so many are is the benchmark's to show."""
-    llm_endpoint.plan(latency=0.4, jitter=0.5)
+    llm_endpoint.plan(latency=1)
     run(asking(llm_endpoint), source)
     assert max(flying for _, flying in llm_endpoint.stats()["timeline"]) == IN_FLIGHT
 
