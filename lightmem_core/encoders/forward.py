@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 Score = Callable[[Any, "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
-T, P, L, R = TypeVar("T"), TypeVar("P"), TypeVar("L"), TypeVar("R")
+T = TypeVar("T")
+P = TypeVar("P")
+L = TypeVar("L")
+R = TypeVar("R")
 
 WASTE = 0.08  # of a batch may be padding
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}

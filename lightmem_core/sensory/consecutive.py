@@ -17,11 +17,12 @@ def repeats(words: Scored, names: Sequence[str], limits: np.ndarray, forced: Con
     for i in np.flatnonzero(words.weights).tolist():
         if words.group[i] != group:
             group, previous, between = words.group[i], None, False
-        if names[i] not in forced:
+        name = names[int(i)]
+        if name not in forced:
             between |= above[i]
             continue
-        found[i] = not between and names[i] == previous
-        previous, between = names[i], False
+        found[i] = not between and name == previous
+        previous, between = name, False
     return found
 
 
@@ -32,8 +33,9 @@ def without_repeats(
     kept, last = kept.copy(), {}
     for i in np.flatnonzero(kept).tolist():
         group = int(words.group[i])
-        if names[i] in forced and last.get(group) == names[i]:
+        name = names[int(i)]
+        if name in forced and last.get(group) == name:
             kept[i] = False
         else:
-            last[group] = names[i]
+            last[group] = name
     return kept

@@ -112,7 +112,7 @@ class Reader:
         opens[(np.cumsum(sizes) - sizes)[sizes > 0]] = True
         first, word = np.flatnonzero(opens), np.cumsum(opens) - 1
         window = np.repeat(np.arange(len(windows)), sizes)[first]
-        sources = [texts[windows[w].text] for w in window.tolist()]
+        sources: list[str] = [texts[int(windows[w].text)] for w in window.tolist()]
         holds = np.bincount(word[~self.vocabulary.blank[ids]], minlength=len(first)) > 0
         spans = self._spans(sources, windows, first)
         spans = [(a, b if some else a) for (a, b), some in zip(spans, holds.tolist(), strict=True)]

@@ -143,7 +143,7 @@ class TokenClassifierCompressor:
         owner = np.array([window.text for window in reading.windows], np.int64)[words.window]
         texts = list(reading.texts)
         for text, found in groupby(stay, key=owner.tolist().__getitem__):
-            joined = self._joined(reading.texts[text], words, list(found))
+            joined = self._joined(reading.texts[int(text)], words, list(found))
             texts[text] = joined if joined.strip() else reading.texts[text]
         return texts
 
