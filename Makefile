@@ -9,7 +9,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM_LOCK := tests/vllm/lock.txt
 
-.PHONY: install demo test test-core test-vllm chaos lint bench-pipeline bench-models bench-llm bench-sleep bench-store clean
+.PHONY: install demo test test-core test-vllm chaos lint bench-pipeline bench-models bench-llm bench-retention bench-segment bench-sensory bench-sleep bench-store clean
 
 install: $(STAMP)
 
@@ -64,6 +64,17 @@ bench-models: $(STAMP)
 # LOCOMO=path of locomo10.json
 bench-llm: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_llm.py $(LOCOMO)
+
+# LOCOMO as above
+bench-segment: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench_segment.py $(LOCOMO)
+
+# About five minutes, and 4 GB of memory; without LOCOMO it reads the shipped samples.
+bench-sensory: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench_sensory.py $(LOCOMO)
+
+bench-retention: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench_retention.py $(LOCOMO)
 
 bench-sleep: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_sleep.py

@@ -15,6 +15,7 @@ from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.plugins import find, load
 from lightmem_core.protocols import Embedder, Tokenizer
 from lightmem_core.sensory.compress import Compression
+from lightmem_core.sensory.joint import JointSegmentation
 from lightmem_core.sensory.segment import Segmentation
 from lightmem_core.short_term.buffer import Buffering
 from lightmem_core.short_term.extract import Extraction
@@ -34,12 +35,23 @@ def tokenizer(config: MemoryConfig) -> Tokenizer:
 
 
 def compression(config: MemoryConfig) -> Compression:
+    """A segmenter that compresses in its own pass leaves the texts to that."""
     tokens = tokenizer(config)
-    return Compression(load("compressor", config.compressor, tokenizer=tokens), tokens)
+    joint = Component(use="none") if _compresses(config.segmenter) else config.compressor
+    return Compression(load("compressor", joint, tokenizer=tokens), tokens)
 
 
-def segmentation(config: MemoryConfig) -> Segmentation:
-    return Segmentation(load("segmenter", config.segmenter))
+def segmentation(config: MemoryConfig) -> Segmentation | JointSegmentation:
+    tokens = tokenizer(config)
+    if not _compresses(config.segmenter):
+        return Segmentation(load("segmenter", config.segmenter, tokenizer=tokens))
+    compressor = load("compressor", config.compressor, tokenizer=tokens)
+    segmenter = load("segmenter", config.segmenter, tokenizer=tokens, compressor=compressor)
+    return JointSegmentation(segmenter, tokens)
+
+
+def _compresses(segmenter: Component) -> bool:
+    return getattr(find("segmenter", segmenter), "compresses", False)
 
 
 def buffering(config: MemoryConfig) -> Buffering:

@@ -17,10 +17,13 @@ BUILTIN = {
     },
     "compressor": {
         "self-information": "lightmem_core.sensory.self_information:SelfInformationCompressor",
+        "token-classifier": "lightmem_core.sensory.token_classifier:TokenClassifierCompressor",
         "none": "lightmem_core.sensory.compress:NoCompressor",
     },
     "segmenter": {
         "valley": "lightmem_core.sensory.valley:ValleySegmenter",
+        "attention": "lightmem_core.sensory.attention:AttentionSegmenter",
+        "joint": "lightmem_core.sensory.joint:JointSegmenter",
         "fixed": "lightmem_core.sensory.segment:FixedSegmenter",
     },
     "generator": {

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightmem_core.encoders import loading, minilm
 from lightmem_core.encoders.batching import length_batches
-from lightmem_core.encoders.minilm import load_model, load_tokenizer, packaged_model
+from lightmem_core.encoders.minilm import packaged_model
 from lightmem_core.encoders.pooled_attention import Pooling, normalised, pooling_in, prepare
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
+LONGEST = 8192  # tokens that are read jointly, whatever the model allows
 Group = Sequence[Sequence[int]]  # the token ids of texts that are read jointly
 
 
@@ -117,10 +119,11 @@ def _padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
 
 
 class JointReader:
-    """Reads groups of texts with the first layers of an encoder, up to the last one of `layers`.
+    """Reads groups of texts with an encoder, as far as the last of the chosen layers.
 
-    `model` is a folder or hub name of a BERT-like encoder, the packaged MiniLM if none is given.
-    Negative `layers` count from its end. Weights are read when they are first needed.
+    `model` is a folder or hub name of a BERT-like encoder, with a head or without; the packaged
+    MiniLM if none is given. Negative `layers` count from its end. What is read here and elsewhere
+    is in memory once. Weights are loaded when they are first needed.
     """
 
     def __init__(
@@ -132,51 +135,52 @@ class JointReader:
     ):
         if not layers:
             raise ValueError("layers must name at least one layer")
-        self.folder = model or packaged_model()
-        self.tokenizer = load_tokenizer(self.folder)
-        self.marks = marks_of(self.tokenizer)
-        self.layers, self.dtype, self.device = tuple(layers), dtype, device
+        self.name, self.layers = model, tuple(layers)
+        self.dtype, self.device = dtype, device
+
+    def check(self) -> None:
+        """Raise ValueError if there is no such model, or if it has not these layers."""
+        if not self.chosen or self.room < 1:
+            raise ValueError(f"{self.folder} cannot read texts jointly")
+
+    @cached_property
+    def folder(self) -> str:
+        return self.name or packaged_model()
 
     @cached_property
     def chosen(self) -> list[int]:
-        depth = _config(self.folder).num_hidden_layers
+        depth = loading.model_config(self.folder).num_hidden_layers
         if any(not -depth <= layer < depth for layer in self.layers):
-            raise ValueError(f"{self.folder} has {depth} layers, there is none of {self.layers}")
+            raise ValueError(f"{self.folder} has {depth} layers, layers names {self.layers}")
         return sorted({layer % depth for layer in self.layers})
 
     @cached_property
     def room(self) -> int:
         """How many tokens of texts fit the model, the marks around them left out."""
-        config = _config(self.folder)
-        numbered_from_padding = "roberta" in config.model_type or config.model_type == "camembert"
-        offset = config.pad_token_id + 1 if numbered_from_padding else 0
-        return config.max_position_embeddings - offset - 2
+        return loading.window_of(loading.model_config(self.folder), LONGEST) - 2
 
     @cached_property
     def model(self) -> Any:
-        return prepare(load_model(self.folder, self.dtype, self.device, self.chosen[-1] + 1))
+        load = loading.load_model if self.name else minilm.load_model
+        return prepare(load(self.folder, self.dtype, self.device))
+
+    @cached_property
+    def tokenizer(self) -> tuple[Tokenizer, Any]:
+        return loading.load_tokenizer(self.folder)
+
+    @cached_property
+    def marks(self) -> Marks:
+        _, named = self.tokenizer
+        cls, sep = (loading.special_id(named, *r) for r in (("cls", "bos"), ("sep", "eos")))
+        pad = loading.special_id(named, "pad", "eos")
+        if cls is None or sep is None or pad is None:
+            raise ValueError(f"{self.folder} has no [CLS] and [SEP]: it is no BERT-like encoder")
+        return Marks(cls, sep, pad)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encoded = self.tokenizer[0].encode_batch_fast(list(texts), add_special_tokens=False)
         return [e.ids for e in encoded]
 
     def attention(self, groups: Sequence[Group]) -> list[np.ndarray]:
-        """M of each group, as `attention` gives it."""
+        """M of each group, as the function of this name gives it."""
         return attention(self.model, self.marks, groups, self.chosen)
-
-
-def marks_of(tokenizer: Tokenizer) -> Marks:
-    """The marks of BERT's or RoBERTa's kind. Raise ValueError if the tokenizer has neither."""
-    for cls, sep, pad in (("[CLS]", "[SEP]", "[PAD]"), ("<s>", "</s>", "<pad>")):
-        ids = [tokenizer.token_to_id(token) for token in (cls, sep, pad)]
-        known = [token_id for token_id in ids if token_id is not None]
-        if len(known) == len(ids):
-            return Marks(*known)
-    raise ValueError("the tokenizer has no [CLS] and [SEP]: a BERT-like encoder is needed")
-
-
-@cache
-def _config(folder: str) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,28 +53,15 @@ def hidden_size(model: str) -> int:
 
 
 @cache
-def load_model(model: str, dtype: str, device: str, layers: int | None = None) -> Any:
-    """The model, or its first `layers`, in evaluation mode, once per process."""
+def load_model(model: str, dtype: str, device: str) -> Any:
+    """The model in evaluation mode, once per process."""
     import torch
     from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    options = {"num_hidden_layers": layers} if layers else {}
-    with _quiet(logging):
-        loaded = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype), **options)
+    loaded = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype))
     return loaded.eval().to(device)
-
-
-@contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
-    """Leaving layers out is meant: spare the user the list of unused weights."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 class MiniLMTokenizer:
@@ -127,12 +113,12 @@ class Encoder:
                 batch[line, : len(ids[row]) + 2] = torch.tensor([self.cls, *ids[row], self.sep])
             yield rows, batch
 
-    def forward(self, batch: torch.Tensor) -> Any:
+    def forward(self, batch: torch.Tensor, **options: Any) -> Any:
         import torch
 
         ids = batch.to(self.model.device)
         with torch.inference_mode():
-            return self.model(input_ids=ids, attention_mask=(ids != 0).long())
+            return self.model(input_ids=ids, attention_mask=(ids != 0).long(), **options)
 
 
 class MiniLMEmbedder(Encoder):
@@ -150,11 +136,18 @@ class MiniLMEmbedder(Encoder):
         self.dim = hidden_size(self.folder)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
+        return self.encode_layers(texts, (-1,))[:, 0]
+
+    def encode_layers(self, texts: Sequence[str], after: Sequence[int]) -> np.ndarray:
+        """The vectors that the states give after so many layers each, -1 for all, from one pass;
+        float32 (texts, len(after), dim)."""
         owners, pieces = split_windows(self.token_ids(texts), self.max_tokens - 2)
-        sums = np.zeros((len(texts), self.dim), dtype=np.float32)
+        sums = np.zeros((len(texts), len(after), self.dim), dtype=np.float32)
+        whole = list(after) == [-1]
         for rows, batch in self.batches(pieces):
-            states = self.forward(batch).last_hidden_state.float()
-            read = (batch != 0)[..., None].to(states.device)
-            pooled = (states * read).sum(1).cpu().numpy()
-            np.add.at(sums, [owners[r] for r in rows], pooled)
-        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+            output = self.forward(batch, output_hidden_states=not whole)
+            states = output.last_hidden_state[None] if whole else output.hidden_states
+            read = (batch != 0)[..., None].to(self.model.device)
+            pooled = [(states[n].float() * read).sum(1).cpu().numpy() for n in after]
+            np.add.at(sums, [owners[r] for r in rows], np.stack(pooled, 1))
+        return sums / np.linalg.norm(sums, axis=-1, keepdims=True)

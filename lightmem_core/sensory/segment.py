@@ -21,7 +21,7 @@ class Segmentation:
         self.segmenter = segmenter
 
     def __call__(self, rows: Sequence[History]) -> list[SegmentedHistory]:
-        sessions = [_sessions(row.messages) for row in rows]
+        sessions = [sessions_of(row.messages) for row in rows]
         cuts = iter(self._cuts([session for of_row in sessions for session in of_row]))
         return [
             SegmentedHistory(
@@ -60,7 +60,7 @@ class FixedSegmenter:
         return [list(range(self.size, len(session), self.size)) for session in sessions]
 
 
-def _sessions(messages: Sequence[Message]) -> list[tuple[Message, ...]]:
+def sessions_of(messages: Sequence[Message]) -> list[tuple[Message, ...]]:
     return [tuple(group) for _, group in groupby(messages, key=lambda m: m.session_id)]
 
 
