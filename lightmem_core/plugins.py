@@ -17,6 +17,7 @@ BUILTIN = {
     },
     "compressor": {
         "self-information": "lightmem_core.sensory.self_information:SelfInformationCompressor",
+        "causal-entropy": "lightmem_core.sensory.causal_entropy:CausalEntropyCompressor",
         "token-classifier": "lightmem_core.sensory.token_classifier:TokenClassifierCompressor",
         "none": "lightmem_core.sensory.compress:NoCompressor",
     },

@@ -49,7 +49,8 @@ def _load(model: str, dtype: str, device: str) -> Any:
     elif "ForCausalLM" in heads or "LMHead" in heads:
         kind = "AutoModelForCausalLM"
     logging.disable_progress_bar()
-    with _readable(model):
+    # Whoever asks first may be in inference mode; weights made there are of no other use.
+    with _readable(model), torch.inference_mode(False):
         loaded = getattr(transformers, kind).from_pretrained(model, dtype=getattr(torch, dtype))
     return loaded.eval().to(device)
 
