@@ -12,6 +12,7 @@ from lightmem_core.long_term.tables import (
     NEWER,
     committed,
     compact,
+    index_anew,
     insert_missing,
     now_ms,
     of_users,
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from lance import LanceDataset
     from lancedb.table import Table
 
-COMPACT_AFTER = 50  # commits: search slows down with the fragments that each one leaves
+INDEX_AFTER = 8  # commits: rows that the index on users does not know yet are scanned
+COMPACT_AFTER = 48  # commits: search slows down with the fragments that each one leaves
 READER_CACHE_BYTES = 16 << 20  # of the index on users, and of the metadata
 USERS_PER_FILTER = 1_000
 IDS_PER_FILTER = 1_000
@@ -218,6 +220,9 @@ class Shard:
         self.commits += 1
         if self.commits >= COMPACT_AFTER:
             self.compact()
+        elif self.commits % INDEX_AFTER == 0:
+            for table in (self.entries, self.messages):
+                index_anew(table)
 
 
 def _stored_rows(

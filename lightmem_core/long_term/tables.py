@@ -224,14 +224,24 @@ def compact(table: Table, keep: timedelta = KEPT) -> None:
 
     Where other writers are at the same rows all the time, this waits for the next time.
     """
-    try:
-        committed(table, lambda: _join_fragments(table))
-    except (OSError, RuntimeError) as error:
-        if not in_the_way(error):
-            raise
+    _unless_in_the_way(table, lambda: _join_fragments(table))
     dataset = table.to_lance()
     dataset.cleanup_old_versions(older_than=keep, error_if_tagged_old_versions=False)
     table.checkout_latest()
+
+
+def index_anew(table: Table) -> None:
+    """Bring the rows of the last commits into the indices, unless others write all the time."""
+    _unless_in_the_way(table, lambda: table.to_lance().optimize.optimize_indices())
+    table.checkout_latest()
+
+
+def _unless_in_the_way(table: Table, commit: Callable[[], object]) -> None:
+    try:
+        committed(table, commit)
+    except (OSError, RuntimeError) as error:
+        if not in_the_way(error):
+            raise
 
 
 def _join_fragments(table: Table) -> None:

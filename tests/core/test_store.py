@@ -11,7 +11,7 @@ from lightmem_core.errors import StoreError
 from lightmem_core.long_term import store as store_module
 from lightmem_core.long_term.provenance import provenance
 from lightmem_core.long_term.runs import Run
-from lightmem_core.long_term.shard import Shard
+from lightmem_core.long_term.shard import COMPACT_AFTER, INDEX_AFTER, Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.schema import to_table
 from lightmem_core.types import Entry, Extracted, Message, Source
@@ -362,6 +362,19 @@ def test_optimizing_keeps_the_contents(store: MemoryStore, put: Callable[..., Ex
     assert shard.messages.count_rows() == 6
     put(shard, "entry 5", "entry 6", start=5)
     assert len(texts(shard)) == 7
+
+
+def test_the_index_on_users_lacks_the_rows_of_a_few_commits_at_most(
+    store: MemoryStore, put: Callable[..., Extracted]
+):
+    lacking = []
+    for n in range(2 * COMPACT_AFTER):
+        put(store.shards[0], "I saw a film.", user=f"user {n}")
+        for table in (store.shards[0].entries, store.shards[0].messages):
+            stats = table.index_stats("user_id_idx")
+            lacking.append(stats.num_unindexed_rows if stats else n + 1)
+    assert max(lacking) < INDEX_AFTER
+    assert len(store.shards[0].known([f"user {n}" for n in range(n + 1)])) == n + 1
 
 
 def test_a_run_finds_the_messages_and_entries_that_it_wrote(
