@@ -14,6 +14,8 @@ import numpy as np
 State = Literal["", "stored", "no_facts", "quarantined"]
 Action = Literal["keep", "update", "delete", "merge", "supersede"]
 
+DELETED = "deleted"  # in place of a successor's id, which never reads so
+
 
 def stable_id(*parts: object) -> str:
     """Hash the parts that identify a row, so that a retried task writes the same id twice.
@@ -135,11 +137,12 @@ class Failure:
 class Entry:
     """One stored memory.
 
-    `said_at` and `position` are those of the first source message; `event_at` is what the text
-    refers to, if that could be resolved. `run_id` wrote it, at `stored_at`. `absorbed` are the
-    sources of the entries merged into this one; `superseded_by` names the successor of a
-    tombstone. `changed_by` is the last run that changed the entry, at `changed_at`; `gen` counts
-    the changes. `vector`: float32, unit length, shape (dim,).
+    `said_at`, `position` and `metadata` (a JSON object as text, or nothing) are those of the first
+    source message; `event_at` is what the text refers to, if that could be resolved. `run_id` wrote
+    it, at `stored_at`. `absorbed` are the sources of the entries merged into this one;
+    `superseded_by` names the successor of a tombstone, and is DELETED where there is none.
+    `changed_by` is the last run that changed the entry, at `changed_at`; `gen` counts the changes.
+    `vector`: float32, unit length, shape (dim,).
     """
 
     id: str
@@ -154,6 +157,7 @@ class Entry:
     event_at: int | None
     sources: tuple[Source, ...]
     agent_id: str = ""
+    metadata: str = ""
     writer: str = ""
     run_id: str = ""
     stored_at: int = 0
@@ -167,6 +171,11 @@ class Entry:
     @property
     def active(self) -> bool:
         return not self.superseded_by
+
+    @property
+    def deleted(self) -> bool:
+        """Whether it is a tombstone without a successor."""
+        return self.superseded_by == DELETED
 
     @property
     def order(self) -> tuple[int, str, int, int]:

@@ -88,6 +88,7 @@ class Extraction:
             event_at=fact.event_at,
             sources=sources,
             agent_id=first.agent_id,
+            metadata=first.metadata,
             writer=fact.writer or self.generator.name,
         )
 

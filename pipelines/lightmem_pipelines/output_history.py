@@ -74,9 +74,12 @@ def _told(before: Entry, after: Entry) -> Iterator[str]:
         yield f"topic: {before.topic or '-'}, now {after.topic or '-'}"
     if before.event_at != after.event_at:
         yield f"about: {_day(before.event_at)}, now {_day(after.event_at)}"
+    if before.metadata != after.metadata:
+        yield f"metadata: {before.metadata or '-'}, now {after.metadata or '-'}"
     if before.superseded_by != after.superseded_by:
         successor = after.superseded_by[:SHORT_ID]
-        yield f"replaced by {successor}" if successor else "active again"
+        replaced = "deleted" if after.deleted else f"replaced by {successor}"
+        yield replaced if successor else "active again"
     for name, sources in _absorbed(before, after).items():
         places = ", ".join(f"{s.session_id} #{s.position}" for s in sources)
         yield f"{name.replace('_', ' ')}: {places}"

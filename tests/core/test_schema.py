@@ -30,8 +30,8 @@ PLAIN = Message("", "", -1, "", "", -5)
 VECTOR = np.array([0.6, 0.8], np.float32)
 PLACES = (Source("s1", 3), Source("s2", 0))
 FULL = Entry(
-    "e1", "ada", "s1", 3, 1, "Ada", "It rains.", "rain", 5, 7, PLACES, "coach", "llm", "run-1", 9,
-    PLACES[:1], "e2", "run-2", 11, 4, VECTOR,
+    "e1", "ada", "s1", 3, 1, "Ada", "It rains.", "rain", 5, 7, PLACES, "coach", '{"a": 1}', "llm",
+    "run-1", 9, PLACES[:1], "e2", "run-2", 11, 4, VECTOR,
 )  # fmt: skip
 BARE = Entry("e2", "ada", "s1", 0, 0, "Ada", "", "", 0, None, ())
 SEGMENTS = (Segment((SAID, PLAIN)), Segment((PLAIN,)), Segment(()))
