@@ -178,13 +178,38 @@ class PipelinesConfig(Model):
         return self
 
 
-class ServeConfig(Model):
-    """Requests that arrive within `batch_wait_ms` are embedded together."""
+class LimitsConfig(Model):
+    """What one request may ask of a server: bytes of its body, how deep its JSON is nested, how
+    many messages of how many characters. It is answered within `seconds`, or within `work_seconds`
+    if it asks for work on all that a user has."""
 
+    body_bytes: int = Field(default=4 << 20, gt=0)
+    job_bytes: int = Field(default=64 << 20, gt=0)
+    depth: int = Field(default=32, gt=0, le=200)
+    messages: int = Field(default=500, gt=0)
+    characters: int = Field(default=100_000, gt=0)
+    seconds: float = Field(default=30, gt=0)
+    work_seconds: float = Field(default=600, gt=0)
+
+
+class ServeConfig(Model):
+    """Requests that arrive within `batch_wait_ms` are embedded together. Without keys (`auth: off`)
+    only this machine is answered; with them a key may ask `requests_per_minute`, unless it was made
+    with a limit of its own."""
+
+    auth: Literal["keys", "off"] = "keys"
+    requests_per_minute: int = Field(default=1_200, gt=0)
+    limits: LimitsConfig = LimitsConfig()
     max_batch_size: int = Field(default=32, gt=0)
     batch_wait_ms: float = Field(default=5, ge=0)
     replicas: int = Field(default=1, ge=1)
     cpus: float = Field(default=0.5, ge=0)
+
+    @field_validator("auth", mode="before")
+    @classmethod
+    def _as_word(cls, auth: Any) -> Any:
+        """YAML reads `off` as false."""
+        return "off" if auth is False else auth
 
 
 class Config(Model):

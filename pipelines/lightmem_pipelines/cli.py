@@ -18,6 +18,7 @@ from lightmem_core.formats import FORMATS
 from lightmem_pipelines import output
 from lightmem_pipelines.cli_data import data_commands
 from lightmem_pipelines.cli_history import history, undo
+from lightmem_pipelines.cli_keys import keys
 from lightmem_pipelines.cli_llm import plan, retry
 from lightmem_pipelines.cli_reembed import reembed
 from lightmem_pipelines.cli_sleep import sleep
@@ -140,6 +141,7 @@ lightmem.add_command(retry)
 lightmem.add_command(reembed)
 lightmem.add_command(history)
 lightmem.add_command(undo)
+lightmem.add_command(keys)
 
 for data_command in data_commands:
     lightmem.add_command(data_command)
