@@ -36,9 +36,9 @@ def stored_history(messages: Iterable[Message]) -> History:
 
 def _placed(session: list[Message]) -> list[Message]:
     """The messages of a session, in order, with position and id; repeats are dropped."""
-    identified = {m.id: m for m in map(_identified, session)}
-    placed = [m for m in identified.values() if m.position != UNPLACED]
-    unplaced = (m for m in identified.values() if m.position == UNPLACED)
+    found = {m.id: m for m in map(identified, session)}
+    placed = [m for m in found.values() if m.position != UNPLACED]
+    unplaced = (m for m in found.values() if m.position == UNPLACED)
     following = max((m.position for m in placed), default=UNPLACED) + 1
     unique = {
         m.id: m
@@ -53,7 +53,8 @@ def _place(source: str) -> tuple[str, int, str]:
     return path, len(line), line
 
 
-def _identified(message: Message) -> Message:
+def identified(message: Message) -> Message:
+    """The message with its id."""
     place: tuple[object, ...] = (message.position,)
     if message.position == UNPLACED:
         place = (message.said_at, message.role, message.name)

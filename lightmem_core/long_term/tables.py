@@ -44,7 +44,7 @@ def quoted(value: str) -> str:
 
 def entry_schema(dim: int) -> pa.Schema:
     """Entries as stored: vectors of fixed size, and an id that can be a primary key."""
-    schema = _with_key(schema_of(Entry))
+    schema = with_key(schema_of(Entry))
     place = schema.get_field_index("vector")
     return schema.set(place, pa.field("vector", pa.list_(pa.float32(), dim)))
 
@@ -58,12 +58,13 @@ def version_schema(dim: int) -> pa.Schema:
 
 def message_schema() -> pa.Schema:
     """Messages as stored; the compressed text is not kept, it can be made again."""
-    schema = _with_key(schema_of(Message))
+    schema = with_key(schema_of(Message))
     schema = schema.remove(schema.get_field_index("compressed"))
     return schema.append(pa.field("run_id", pa.string())).append(pa.field("stored_at", pa.int64()))
 
 
-def _with_key(schema: pa.Schema) -> pa.Schema:
+def with_key(schema: pa.Schema) -> pa.Schema:
+    """A schema whose id can be a primary key."""
     return schema.set(schema.get_field_index("id"), pa.field("id", pa.string(), nullable=False))
 
 
