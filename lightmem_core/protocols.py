@@ -62,6 +62,16 @@ class Embedder(Protocol):
         ...
 
 
+class Reranker(Protocol):
+    """Reads a query and a text together. Of each query the best `candidates` are given to it."""
+
+    candidates: int
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """How well each text answers its query, higher is better: float32, shape (len(pairs),)."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class UpdateQueue:
     """An entry and the later ones it is judged by, with their similarity, most similar first."""

@@ -123,7 +123,7 @@ def search(config: StoreConfig, users: int, label: str) -> None:
         for user in chosen[:32]:
             retrieval([Query(user, next(lines), k)])
         asked = chosen[32 : 32 + SEARCHES] or chosen
-        retrieval.cache.clear()
+        retrieval.users.clear()
         cold, warm = Times(), Times()
         for user in asked:
             cold.of(partial(retrieval, [Query(user, next(lines), k)]))

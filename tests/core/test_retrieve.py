@@ -123,7 +123,7 @@ def test_an_index_is_kept_until_a_commit(
 ):
     kept = retrieval.index("ada")
     assert retrieval.index("ada") is kept
-    put("bob is ill", user="bob", start=9)
+    put("ada is ill", start=9)
     assert retrieval.index("ada") is not kept
 
 
