@@ -58,7 +58,7 @@ def lightmem(
     config = yaml.safe_load(fakes.read_text())
     config["memory"] |= {"buffer_tokens": 64, "store": {"shards": 2}}
     config["pipelines"]["pools"][0] |= {"batch_size": 2, "cpus": 0.1}
-    config["pipelines"]["commit_buffers"] = 2
+    config["pipelines"] |= {"commit_buffers": 2, "committers": 1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
 
     def start(store: str, *words: object) -> subprocess.Popen[str]:
@@ -88,7 +88,8 @@ def searching(store: Path, memory: MemoryConfig, users: Sequence[str]) -> Iterat
             for user in users:
                 (hits,) = retrieve([Query(user, "Where do I live? The violin", limit=100)])
                 ids = [hit.entry.id for hit in hits]
-                known = len(retrieve.index(user).entries)
+                shard = retrieve.store.shard_for(user)
+                known = len(shard.entries_of([user], tombstones=True))
                 seen["searches"] += 1
                 seen["doubled"] += len(set(ids)) != len(ids)
                 seen["of another"] += any(hit.entry.user_id != user for hit in hits)
