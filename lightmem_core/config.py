@@ -87,7 +87,8 @@ class LLMConfig(Component):
 class MemoryConfig(Model):
     """What a memory is. Batch and server read the same section, so they cannot disagree.
 
-    `buffer_tokens` is the paper's th: one extraction call per so many compressed tokens.
+    `buffer_tokens` is the paper's th: one extraction call per so many compressed tokens. The
+    `reranker` is for searches that ask for it.
     """
 
     tokenizer: Component = Component(use="minilm")
@@ -96,6 +97,7 @@ class MemoryConfig(Model):
     generator: Component = Component(use="extractive")
     embedder: Component = Component(use="minilm")
     updater: Component = Component(use="rules")
+    reranker: Component | None = None
     llm: LLMConfig | None = None
     buffer_tokens: int = Field(default=512, gt=0)
     queue: QueueConfig = QueueConfig()
@@ -181,7 +183,8 @@ class PipelinesConfig(Model):
 class LimitsConfig(Model):
     """What one request may ask of a server: bytes of its body, how deep its JSON is nested, how
     many messages of how many characters. It is answered within `seconds`, or within `work_seconds`
-    if it asks for work on all that a user has."""
+    if it asks for work on all that a user has. Beyond `in_flight` requests at once it is refused.
+    """
 
     body_bytes: int = Field(default=4 << 20, gt=0)
     job_bytes: int = Field(default=64 << 20, gt=0)
@@ -190,16 +193,19 @@ class LimitsConfig(Model):
     characters: int = Field(default=100_000, gt=0)
     seconds: float = Field(default=30, gt=0)
     work_seconds: float = Field(default=600, gt=0)
+    in_flight: int = Field(default=256, gt=0)
 
 
 class ServeConfig(Model):
     """Requests that arrive within `batch_wait_ms` are embedded together. Without keys (`auth: off`)
     only this machine is answered; with them a key may ask `requests_per_minute`, unless it was made
-    with a limit of its own."""
+    with a limit of its own. Messages that do not fill a buffer are extracted after
+    `flush_after_s`."""
 
     auth: Literal["keys", "off"] = "keys"
     requests_per_minute: int = Field(default=1_200, gt=0)
     limits: LimitsConfig = LimitsConfig()
+    flush_after_s: float = Field(default=60, gt=0)
     max_batch_size: int = Field(default=32, gt=0)
     batch_wait_ms: float = Field(default=5, ge=0)
     replicas: int = Field(default=1, ge=1)

@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         pa.field("work", pa.string()),
     ]
 )
+SLEEPING = "the sleep phase"  # and all else that changes entries, but for single ones
 ERASING = "an erase"  # beside no other lease: it drops versions that a write may need
 LEASE_MS = 60_000
 RENEW_SECONDS = 15.0

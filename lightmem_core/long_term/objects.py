@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyarrow import fs
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["kept", "ignored", "read-only"]
 
+S3 = ("s3", "s3a", "s3+ddb")
 TESTED = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
 PROVIDERS = ("aws_", "azure_", "google_")
 CLIENT = {
@@ -64,6 +66,26 @@ QUICK = {"connect_timeout": "5s", "timeout": "10s"}  # a test at start-up must n
 def scheme_of(uri: str) -> str:
     """The scheme of a URI, "" for a path."""
     return uri.partition("://")[0].lower() if "://" in uri else ""
+
+
+def filesystem(
+    uri: str, storage_options: Mapping[str, str] | None = None
+) -> tuple[fs.FileSystem, str]:
+    """The file system of a URI or local path, and the path within it. `storage_options` are those
+    of a store on S3; without them, and elsewhere, the URI and the environment say all."""
+    scheme = scheme_of(uri)
+    if not scheme:
+        return fs.LocalFileSystem(), str(PurePosixPath(uri))
+    if scheme == "s3+ddb":  # a store's; its tables alone need the lock
+        uri = f"s3://{place_of(uri)}"
+    if scheme in S3 and storage_options:
+        return s3_filesystem(storage_options), place_of(uri)
+    return fs.FileSystem.from_uri(uri)
+
+
+def place_of(uri: str) -> str:
+    """Bucket and path of a URI, without a query."""
+    return uri.partition("://")[2].partition("?")[0].rstrip("/")
 
 
 def s3_filesystem(options: Mapping[str, str], **own: Any) -> fs.S3FileSystem:

@@ -12,6 +12,7 @@ import ray
 from lightmem_core import factory
 from lightmem_core.config import Config, MemoryConfig
 from lightmem_core.errors import InputError
+from lightmem_core.fingerprint import fingerprint
 from lightmem_core.formats import FORMATS
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore, VectorModel
@@ -26,7 +27,7 @@ from lightmem_pipelines.operators import STEPS, Step
 from lightmem_pipelines.reading import Reader, read_histories
 from lightmem_pipelines.report import BackfillReport, backfill_report
 from lightmem_pipelines.running import running
-from lightmem_pipelines.storing import Storing, fingerprint
+from lightmem_pipelines.storing import Storing
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,9 +55,10 @@ def export_command(
     **asked: Any,
 ) -> None:
     """Write the memories, their history and the messages of USERs, or of everyone, to FOLDER."""
+    from lightmem_core.long_term.objects import filesystem
     from lightmem_core.long_term.store import MemoryStore
     from lightmem_core.long_term.transfer import ExportRequest, export
-    from lightmem_pipelines.files import filesystem, options_for
+    from lightmem_pipelines.files import options_for
 
     config = config_of(path, store).memory.store
     opened = MemoryStore.open(config)

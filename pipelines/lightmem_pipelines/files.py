@@ -21,10 +21,9 @@ from pyarrow import fs
 
 from lightmem_core.config import StoreConfig
 from lightmem_core.errors import InputError
-from lightmem_core.long_term.objects import s3_filesystem, scheme_of
+from lightmem_core.long_term.objects import S3, filesystem, place_of, scheme_of
 
 PACKED = ("", ".gz", ".zst")
-S3 = ("s3", "s3a", "s3+ddb")
 TEXT = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (".parquet", *(kind + packed for kind in TEXT for packed in PACKED))
 READERS = 64  # of small files at once: where they are far away each takes long
@@ -35,21 +34,6 @@ FILES_AT_ONCE = 10_000
 class InputFile:
     path: str
     size: int
-
-
-def filesystem(
-    uri: str, storage_options: Mapping[str, str] | None = None
-) -> tuple[fs.FileSystem, str]:
-    """The file system of a URI or local path, and the path within it. `storage_options` are those
-    of a store on S3; without them, and elsewhere, the URI and the environment say all."""
-    scheme = scheme_of(uri)
-    if not scheme:
-        return fs.LocalFileSystem(), str(PurePosixPath(uri))
-    if scheme == "s3+ddb":  # a store's; its tables alone need the lock
-        uri = f"s3://{_place(uri)}"
-    if scheme in S3 and storage_options:
-        return s3_filesystem(storage_options), _place(uri)
-    return fs.FileSystem.from_uri(uri)
 
 
 @lru_cache(maxsize=16)
@@ -63,13 +47,8 @@ def _kept_filesystem(
 def options_for(uri: str, store: StoreConfig) -> dict[str, str] | None:
     """The storage options of a store, for what is in its bucket."""
     of_store = scheme_of(store.uri) in S3 and scheme_of(uri) in S3
-    same = _place(uri).split("/")[0] == _place(store.uri).split("/")[0]
+    same = place_of(uri).split("/")[0] == place_of(store.uri).split("/")[0]
     return store.storage_options if of_store and same else None
-
-
-def _place(uri: str) -> str:
-    """Bucket and path of a URI, without a query."""
-    return uri.partition("://")[2].partition("?")[0].rstrip("/")
 
 
 def find_files(sources: Sequence[str], store: StoreConfig | None = None) -> list[InputFile]:
@@ -100,7 +79,7 @@ def _identity(path: str) -> str:
 
 
 def _expand(source: str, options: Mapping[str, str] | None) -> Iterator[InputFile]:
-    if "://" in source and "*" in _place(source):
+    if "://" in source and "*" in place_of(source):
         yield from _matching(source, options)
         return
     paths = [source]
@@ -125,9 +104,9 @@ def _files_at(source: str, options: Mapping[str, str] | None) -> Iterator[InputF
 def _matching(source: str, options: Mapping[str, str] | None) -> Iterator[InputFile]:
     """The files under a URI whose path matches the stars in it."""
     fixed = source[: source.index("*")].rpartition("/")[0]
-    pattern = _place(source).split("/")
-    for file in _files_at(_named_like(source, _place(fixed)), options):
-        if _matches(_place(file.path).split("/"), pattern):
+    pattern = place_of(source).split("/")
+    for file in _files_at(_named_like(source, place_of(fixed)), options):
+        if _matches(place_of(file.path).split("/"), pattern):
             yield file
 
 

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.live import Live
 
 from lightmem_core.errors import InputError, LightMemError
-from lightmem_pipelines.budget import Budget, Usage
+from lightmem_core.llm.usage import Usage
+from lightmem_pipelines.budget import Budget
 
 SECONDS_BETWEEN_LINES = 15  # where the display is no terminal
 

@@ -13,9 +13,10 @@ import pyarrow as pa
 import ray
 
 from lightmem_core.config import Config, Prices
+from lightmem_core.llm.usage import Usage
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore
-from lightmem_pipelines.budget import Budget, Usage
+from lightmem_pipelines.budget import Budget
 from lightmem_pipelines.commit import Committers
 from lightmem_pipelines.deciding import (
     ApplyPortions,

@@ -13,10 +13,11 @@ from lightmem_core.errors import ConfigError, InputError, StoreError
 from lightmem_core.formats import Rejected, parse_file
 from lightmem_core.history import ordered_history
 from lightmem_core.llm.chat import ChatRequest, NoReplies
+from lightmem_core.llm.usage import price
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.plugins import load
 from lightmem_core.types import Buffer, History, Message
-from lightmem_pipelines.budget import price, prices_of
+from lightmem_pipelines.budget import prices_of
 from lightmem_pipelines.estimate import Estimate, Estimator, Sample
 from lightmem_pipelines.files import InputFile, RunFiles, find_files
 from lightmem_pipelines.measured import Measured, measured_calls

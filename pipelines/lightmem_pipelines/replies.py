@@ -13,18 +13,12 @@ from lightmem_core import factory
 from lightmem_core.config import MemoryConfig
 from lightmem_core.errors import BudgetError, LightMemError
 from lightmem_core.llm.chat import Chat, ChatRequest, Reply
-from lightmem_core.types import stable_id
-from lightmem_pipelines.budget import Usage
+from lightmem_core.llm.usage import Usage
+from lightmem_core.long_term.run_files import REPLIES, folder_of
 from lightmem_pipelines.files import RunFiles
 
-KIND = "replies"
 IN_FLIGHT = 16  # where a client does not say, and there is a budget to keep
 FIELDS = tuple(Reply.__dataclass_fields__)
-
-
-def folder_of(user_id: str) -> str:
-    """Where a run keeps a user's replies: erasing the user finds them without reading others."""
-    return f"{KIND}/{stable_id('replies', user_id)}"
 
 
 class RunReplies:
@@ -92,7 +86,7 @@ def concurrency(chat: Chat) -> int | None:
 
 def calls(files: RunFiles) -> Iterator[dict[str, Any]]:
     """What a run has saved of each of its calls, in any order."""
-    return files.read_deep(KIND)
+    return files.read_deep(REPLIES)
 
 
 def usage(files: RunFiles) -> Usage:

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightmem_core.config import Prices
 from lightmem_core.errors import ReconcileError
+from lightmem_core.llm.usage import Usage
 from lightmem_core.long_term.store import MemoryStore
-from lightmem_pipelines.budget import Usage
 from lightmem_pipelines.files import RunFiles
 from lightmem_pipelines.monitor import Progress
 from lightmem_pipelines.replies import usage

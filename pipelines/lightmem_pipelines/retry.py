@@ -16,6 +16,7 @@ import ray.data
 from lightmem_core import factory
 from lightmem_core.config import Config, MemoryConfig, StoreConfig
 from lightmem_core.errors import InputError
+from lightmem_core.fingerprint import fingerprint
 from lightmem_core.history import stored_history
 from lightmem_core.long_term.portions import portioned
 from lightmem_core.long_term.runs import Run
@@ -29,7 +30,7 @@ from lightmem_pipelines.monitor import Progress
 from lightmem_pipelines.operators import STEPS, Step
 from lightmem_pipelines.report import BackfillReport, backfill_report
 from lightmem_pipelines.running import running
-from lightmem_pipelines.storing import Storing, fingerprint
+from lightmem_pipelines.storing import Storing
 
 KINDS = ("backfill", "retry")
 MESSAGES_AT_ONCE = 5_000

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightmem_core.errors import InputError
-from lightmem_core.long_term.lease import ERASING, Leases
+from lightmem_core.long_term.lease import ERASING, SLEEPING, Leases
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import drop_versions, now_ms
@@ -91,7 +91,7 @@ def _lease(kind: str, request: dict[str, Any]) -> str:
     if kind == "erase":
         return ERASING
     adds = kind in ("backfill", "retry")
-    return f"{kind} {stable_id(request)[:12]}" if adds else "the sleep phase"
+    return f"{kind} {stable_id(request)[:12]}" if adds else SLEEPING
 
 
 def _new(kind: str, request: dict[str, Any]) -> Run:

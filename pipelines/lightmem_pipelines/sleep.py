@@ -8,15 +8,14 @@ from typing import Any
 from lightmem_core import factory
 from lightmem_core.config import Config
 from lightmem_core.errors import InputError, StoreError
+from lightmem_core.fingerprint import sleep_fingerprint
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import of_users
-from lightmem_core.types import stable_id
 from lightmem_pipelines.budget import Budget, prices_of
 from lightmem_pipelines.cluster import ray_session
 from lightmem_pipelines.phase import SleepPhase
 from lightmem_pipelines.running import running
-from lightmem_pipelines.storing import fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def _asked(store: MemoryStore, config: Config, request: SleepRequest) -> dict[st
         if not store.shard_for(user).entries.count_rows(active):
             raise StoreError(f"there are no memories of user {user!r} in this store")
     what = {"user_id": user, "every": request.every, "dry_run": request.dry_run}
-    return what | {"config": _fingerprint(store, config)}
+    return what | {"config": sleep_fingerprint(store, config.memory)}
 
 
 def _resumed(store: MemoryStore, config: Config, run_id: str | None) -> dict[str, Any] | None:
@@ -93,15 +92,9 @@ def _resumed(store: MemoryStore, config: Config, run_id: str | None) -> dict[str
     run = store.runs.get(run_id)
     if run.kind != "sleep" or run.status == "done":
         raise InputError(f"{run_id} is a {run.kind} that is {run.status}: nothing is left of it")
-    if run.request.get("config") != _fingerprint(store, config):
+    if run.request.get("config") != sleep_fingerprint(store, config.memory):
         raise InputError(
             f"{run_id} decided with another updater, queue or embedder: resume it with the "
             "configuration that it was started with, or start a new one"
         )
     return run.request
-
-
-def _fingerprint(store: MemoryStore, config: Config) -> str:
-    """What the decisions depend on, beside the entries."""
-    model = [store.manifest.embedder, store.manifest.generation]
-    return stable_id(fingerprint(config.memory, "updater", "queue"), *model)[:12]

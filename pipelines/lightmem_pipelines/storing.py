@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ import pyarrow as pa
 import ray.data
 
 from lightmem_core import factory
-from lightmem_core.config import Config, MemoryConfig
+from lightmem_core.config import Config
 from lightmem_core.long_term.store import MemoryStore
-from lightmem_core.types import stable_id
 from lightmem_pipelines.budget import Budget
 from lightmem_pipelines.commit import Commit, Committers
 from lightmem_pipelines.files import RunFiles
@@ -98,13 +96,3 @@ def _advise(config: Config) -> None:
             "few requests will be in flight: give the step extract a pool of its own with several "
             "batches, as in pipelines/configs/openai.yaml"
         )
-
-
-def fingerprint(memory: MemoryConfig, *names: str) -> str:
-    """What the sections of that name make of the same input, in few letters; none: all but the
-    store. Of a language model they name it alone: how it is reached changes no reply."""
-    parts = memory.model_dump(mode="json", include=set(names) or None, exclude={"store", "llm"})
-    kind = "updater" if "updater" in names else "generator"
-    if memory.llm is not None and factory.asks_llm(kind, getattr(memory, kind)):
-        parts["llm"] = [memory.llm.use, memory.llm.options.get("model")]
-    return stable_id(json.dumps(parts, sort_keys=True))[:12]

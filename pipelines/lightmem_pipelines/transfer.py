@@ -6,10 +6,11 @@ from dataclasses import asdict
 
 from lightmem_core import factory
 from lightmem_core.config import Config
+from lightmem_core.long_term.objects import filesystem
 from lightmem_core.long_term.restore import import_rows, read_manifest
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_pipelines.files import filesystem, options_for
+from lightmem_pipelines.files import options_for
 from lightmem_pipelines.running import running
 
 

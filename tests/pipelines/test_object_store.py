@@ -11,14 +11,14 @@ import pytest
 from lightmem_core import Config, factory
 from lightmem_core.config import StoreConfig
 from lightmem_core.errors import InputError
-from lightmem_core.long_term.objects import s3_filesystem
+from lightmem_core.long_term.objects import filesystem, s3_filesystem
 from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.schema import schema_of
 from lightmem_core.types import Decision
 from lightmem_pipelines.backfill import BackfillRequest, backfill
 from lightmem_pipelines.erase import erase
-from lightmem_pipelines.files import RunFiles, filesystem, find_files, options_for
+from lightmem_pipelines.files import RunFiles, find_files, options_for
 from lightmem_pipelines.sleep import SleepRequest, sleep
 
 DAY = 86_400

@@ -12,9 +12,10 @@ from lightmem_core import Config, factory, load_config
 from lightmem_core.config import Prices, StoreConfig
 from lightmem_core.errors import BudgetError, ConfigError
 from lightmem_core.llm.chat import Reply
+from lightmem_core.llm.usage import Usage
 from lightmem_core.long_term.mentions import pseudonym
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_pipelines.budget import Budget, Usage
+from lightmem_pipelines.budget import Budget
 from lightmem_pipelines.erase import erase
 from lightmem_pipelines.files import RunFiles
 from lightmem_pipelines.replies import RunReplies, calls, folder_of, usage

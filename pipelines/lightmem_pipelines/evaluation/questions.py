@@ -14,8 +14,8 @@ from lightmem_core.errors import InputError
 from lightmem_core.formats import FORMATS, Rejected
 from lightmem_core.formats.read import read_records
 from lightmem_core.history import ordered_history
+from lightmem_core.long_term.objects import filesystem
 from lightmem_core.types import Message
-from lightmem_pipelines.files import filesystem
 
 Place = tuple[str, int]  # session_id and position of a message
 
