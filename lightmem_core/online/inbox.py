@@ -111,7 +111,7 @@ class Inbox:
     def accept(self, rows: Sequence[Waiting]) -> None:
         """Add messages in one commit; those that wait already are left as they are."""
         if rows:
-            insert_missing(self._made(), "id", to_table(rows, Waiting))
+            insert_missing(self._made(), "id", to_table(rows, Waiting).cast(SCHEMA))
             self._count_commit()
 
     def mark(self, ids: Sequence[str], **values: Any) -> None:

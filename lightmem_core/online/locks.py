@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -89,6 +90,7 @@ class WriterHold:
             try:
                 held = Leases(self.store.database).held(NAME, NAME)
                 self._hold = self._stack.enter_context(held)
+                atexit.register(self.release)  # later the database answers no more
                 return
             except StoreError:
                 if time.monotonic() >= ends:
@@ -104,5 +106,6 @@ class WriterHold:
     def release(self) -> None:
         """What was lost is another's by now, and that is no error here."""
         self._hold = None
+        atexit.unregister(self.release)
         with suppress(StoreError):
             self._stack.close()

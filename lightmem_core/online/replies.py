@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from lightmem_core.llm.chat import Reply
+from lightmem_core.llm.usage import Usage
 from lightmem_core.long_term.shard import COMPACT_AFTER
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import (
@@ -68,15 +69,23 @@ class StoredReplies:
             insert_missing(self._made(self.store.shard_number(user_id)), "id", rows)
             self._count_commit()
 
-    def drop(self, user_ids: Collection[str]) -> None:
-        """Forget what users were told: it is stored, or must be asked for anew."""
+    def take(self, user_ids: Collection[str]) -> Usage:
+        """Forget what was said for users: it is stored, or must be asked for anew. Return what
+        was paid for it."""
+        usage = Usage()
         for number, users in self.store.by_shard(user_ids).items():
             table = self._table(number)
-            if table is None or not table.count_rows(where := of_users(users)):
+            if table is None:
                 continue
-            with self.writing():
-                committed(table, partial(table.delete, where))
-                self._count_commit()
+            where = of_users(users)
+            rows = read(table, where, ["stage", "reply"]).to_pylist()
+            for row in rows:
+                usage.add({"stage": row["stage"], **json.loads(row["reply"])})
+            if rows:
+                with self.writing():
+                    committed(table, partial(table.delete, where))
+                    self._count_commit()
+        return usage
 
     def _count_commit(self) -> None:
         self.commits += 1

@@ -2,8 +2,11 @@
 
 - A message with a time is (session, time, role, name, content).
 - One with a position is (session, position, content), as in the batch.
-- With neither, the k-th of the same role, name and content in a request is the k-th of them that
-  the session has. So a request can be sent again, and each turn can bring the whole conversation.
+- Of those with neither, a request may bring some again: what was sent before, the whole
+  conversation with each turn, or the end of it. If all of them are there (the k-th of the same
+  role, name and content is the k-th that the session has), or most are, they are taken for those.
+  Else what the request begins with and the session ends with is the same, and the rest is new: an
+  answer is not lost because it was given before.
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ from lightmem_core.types import Message
 
 SOURCE = "online"
 FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # the years 1 to 9999
+NO_TIME = FIRST_MS - 1
 CHAINED_MS = 60_000  # times that were given out lie ahead of the clock by less
+
+Words = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +37,6 @@ class Posted:
     session_id: str
     messages: tuple[Message, ...]
     infer: tuple[bool, ...]
-
-
-NO_TIME = FIRST_MS - 1
 
 
 def posted(user_id: str, session_id: str, messages: Sequence[Incoming]) -> Posted:
@@ -74,7 +77,8 @@ class Session:
         self.failed = failed - {m.id for m in waiting}
         self.by_id: dict[str, Message] = {}
         self.by_time: dict[tuple[int, str, str, str], Message] = {}
-        self.alike: defaultdict[tuple[str, str, str], list[Message]] = defaultdict(list)
+        self.alike: defaultdict[Words, list[Message]] = defaultdict(list)
+        self.sequence: list[Message] = []
         self.following, self.latest = 0, FIRST_MS
         present = {m.id: m for m in (*stored, *waiting)}
         for message in sorted(present.values(), key=lambda m: (m.position, m.said_at, m.id)):
@@ -82,12 +86,11 @@ class Session:
 
     def take(self, messages: Sequence[Message], now: int) -> list[tuple[Message, Accepted]]:
         """For each message of a request the one that it is, and what became of it."""
-        counted: Counter[tuple[str, str, str]] = Counter()
+        plain = [_words(m) for m in messages if _is_plain(m)]
+        recognised = iter(self._recognised(plain))
         taken = []
         for message in messages:
-            key = _words(message)
-            known = self._known(message, counted[key])
-            counted[key] += 1
+            known = next(recognised) if _is_plain(message) else self._known(message)
             held = known or self._new(message, now)
             accepted = known is None or held.id in self.failed
             self.failed.discard(held.id)
@@ -95,15 +98,33 @@ class Session:
             taken.append((held, Accepted(held.id, state, held.position)))
         return taken
 
-    def _known(self, message: Message, before: int) -> Message | None:
-        """`before` of the same words came earlier in the request."""
-        if message.position != UNPLACED:
-            return self.by_id.get(identified(message).id)
-        if message.said_at != NO_TIME:
-            found = self.by_time.get((message.said_at, *_words(message)))
-            return found or self.by_id.get(identified(message).id)
-        alike = self.alike[_words(message)]
-        return alike[before] if before < len(alike) else None
+    def _known(self, message: Message) -> Message | None:
+        found = self.by_id.get(identified(message).id)
+        if found or message.position != UNPLACED:
+            return found
+        return self.by_time.get((message.said_at, *_words(message)))
+
+    def _recognised(self, words: Sequence[Words]) -> list[Message | None]:
+        """Which of the session's messages those of a request are that name no time and place."""
+        counted: Counter[Words] = Counter()
+        found: list[Message | None] = []
+        for said in words:
+            alike = self.alike[said]
+            found.append(alike[counted[said]] if counted[said] < len(alike) else None)
+            counted[said] += 1
+        known = sum(message is not None for message in found)
+        if known == len(words):
+            return found
+        again = self._overlap(words)
+        if again:
+            return [*self.sequence[-again:], *[None] * (len(words) - again)]
+        return found if 2 * known > len(words) else [None] * len(words)
+
+    def _overlap(self, words: Sequence[Words]) -> int:
+        """How many messages the session ends with, and the request begins with."""
+        last = [_words(m) for m in self.sequence[-len(words) :]]
+        lengths = range(len(last), 0, -1)
+        return next((n for n in lengths if list(words[:n]) == last[-n:]), 0)
 
     def _new(self, message: Message, now: int) -> Message:
         if message.said_at == NO_TIME:
@@ -124,9 +145,14 @@ class Session:
         self.by_id[message.id] = message
         self.by_time.setdefault((message.said_at, *_words(message)), message)
         self.alike[_words(message)].append(message)
+        self.sequence.append(message)
         self.following = max(self.following, message.position + 1)
         self.latest = max(self.latest, message.said_at)
 
 
-def _words(message: Message) -> tuple[str, str, str]:
+def _is_plain(message: Message) -> bool:
+    return message.position == UNPLACED and message.said_at == NO_TIME
+
+
+def _words(message: Message) -> Words:
     return message.role, message.name, message.content

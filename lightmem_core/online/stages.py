@@ -23,19 +23,20 @@ class Stages:
     at once."""
 
     def __init__(self, memory: MemoryConfig, saved: SavedReplies):
-        self.tokenizer = factory.tokenizer(memory)
+        self.counter = factory.tokenizer(memory)
         self.buffering = factory.buffering(memory)
         self.inferring = (factory.compression(memory), factory.segmentation(memory))
-        whole = Compression(NoCompressor(), self.tokenizer)
+        whole = Compression(NoCompressor(), factory.tokenizer(memory))
         self.verbatim = (whole, Segmentation(FixedSegmenter()))
         self.extraction = factory.extraction(memory, saved)
         self.keeping = Extraction(VerbatimGenerator())
         self.embedder: Embedder = factory.embedder(memory)
         self.embedding = Embedding(self.embedder)
-        self._models = threading.Lock()
+        self._counting, self._models = threading.Lock(), threading.Lock()
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
-        return self.tokenizer.count(texts) if texts else []
+        with self._counting:
+            return self.counter.count(texts) if texts else []
 
     def extracted(self, histories: Sequence[History], infer: bool = True) -> list[Extracted]:
         """What is in the messages; without `infer`, each of them word for word."""
@@ -51,7 +52,9 @@ class Stages:
         with self._models:
             return self.buffering(segment(compress(histories)))
 
-    def settled(self, histories: Sequence[History], infer: bool, stored: Collection[str]):
+    def settled(
+        self, histories: Sequence[History], infer: bool, stored: Collection[str]
+    ) -> list[Extracted]:
         """The messages as an extraction left them that wrote its entries and was cut off: those
         whose ids are in `stored` have some."""
         return [_settled(buffer, stored) for buffer in self.buffers(histories, infer)]

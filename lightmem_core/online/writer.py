@@ -1,0 +1,225 @@
+"""Writing online: messages are durable when they are accepted, and extracted in the background."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lightmem_core.config import Config
+from lightmem_core.errors import LightMemError
+from lightmem_core.long_term.runs import Run
+from lightmem_core.long_term.tables import now_ms, of_users, quoted, read
+from lightmem_core.online.changing import Changing
+from lightmem_core.online.erasing import erase
+from lightmem_core.online.flushing import Flushing
+from lightmem_core.online.inbox import Waiting
+from lightmem_core.online.service import Accepted, Incoming
+from lightmem_core.online.sessions import Posted, Session, posted
+from lightmem_core.online.shared import Shared
+from lightmem_core.online.sleeping import Sleeping
+from lightmem_core.schema import from_table
+from lightmem_core.types import Entry, Message
+
+KIND = "online"
+USERS_AT_ONCE = 64  # that are extracted together
+LOOK_S = 0.25  # for users that are due
+REPORT_MS = 60_000  # at most every so often the ledger is told what was done
+PAUSE_MS = 5_000  # after nothing could be extracted at all; it doubles up to a minute
+SESSION_COLUMNS = ["id", "user_id", "session_id", "position", "role", "content", "said_at", "name"]
+STORED_COLUMNS = [*SESSION_COLUMNS, "agent_id", "metadata", "source", "state"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WriterStatus:
+    """How a writer does: what waits, `oldest_ms` of age at most, of how many users an extraction
+    failed, and why none can be made at present. `counts` are since the start of `run_id`."""
+
+    run_id: str
+    waiting: int
+    users: int
+    oldest_ms: int
+    failing: int
+    trouble: str
+    last_write_at: int
+    counts: dict[str, int]
+
+
+class OnlineWriter:
+    """The one writer of a store, safe for many threads. `start` extracts in the background what is
+    due; without it only `flush` extracts."""
+
+    def __init__(self, config: Config, wait_s: float | None = None):
+        """Make the store if there is none. Raise StoreError if another process writes online and
+        does not end within `wait_s`, by default long enough to outlast a dead one."""
+        self.shared = Shared(config)
+        self.shared.hold.take(**({} if wait_s is None else {"wait_s": wait_s}))
+        self.flushing = Flushing(self.shared)
+        self.changing = Changing(self.shared, self.flushing)
+        self.sleeping = Sleeping(self.shared)
+        self.trouble = ""
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        for inbox in self.shared.inboxes:
+            self.shared.backlogs.add(inbox.everything())
+        self._reported = {}, now_ms()
+        _end_the_dead(self.shared)
+        self._report("running")
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="flusher", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End after the extraction that is under way. What waits is extracted by the next one."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._report("done")
+        self.shared.hold.release()
+
+    def check(self) -> None:
+        """Raise StoreError if this process can write no more."""
+        self.shared.hold.confirm()
+        self.shared.store.confirm()
+
+    def add(self, user_id: str, session_id: str, messages: Sequence[Incoming]) -> list[Accepted]:
+        return self.add_all([posted(user_id, session_id, messages)])[0]
+
+    def add_all(self, requests: Sequence[Posted]) -> list[list[Accepted]]:
+        """Take in several requests with one commit for each shard."""
+        outcomes: dict[int, list[Accepted]] = {}
+        by_shard = self.shared.store.by_shard({request.user_id for request in requests})
+        for number, users in by_shard.items():
+            mine = [(at, r) for at, r in enumerate(requests) if r.user_id in set(users)]
+            taken = self._take(number, [request for _, request in mine])
+            outcomes |= zip((at for at, _ in mine), taken, strict=True)
+        return [outcomes[at] for at in range(len(requests))]
+
+    def _take(self, number: int, requests: Sequence[Posted]) -> list[list[Accepted]]:
+        inbox, now = self.shared.inboxes[number], now_ms()
+        rows: dict[str, Waiting] = {}
+        outcomes = []
+        with self.shared.writing(inbox):
+            sessions = self._sessions(number, requests)
+            for request in requests:
+                session = sessions[request.user_id, request.session_id]
+                taken = session.take(request.messages, now)
+                for (message, accepted), infer in zip(taken, request.infer, strict=True):
+                    if accepted.state == "accepted":
+                        rows[message.id] = Waiting.of(message, infer=infer, accepted_at=now)
+                outcomes.append([accepted for _, accepted in taken])
+            counts = self.shared.stages.tokens([row.content for row in rows.values()])
+            counted = zip(rows.values(), counts, strict=True)
+            waiting = [replace(row, tokens=tokens) for row, tokens in counted]
+            inbox.accept(waiting)
+            self.shared.backlogs.add(waiting)
+        total = sum(map(len, outcomes))
+        self.shared.count(accepted=len(waiting), duplicates=total - len(waiting))
+        return outcomes
+
+    def _sessions(self, number: int, requests: Sequence[Posted]) -> dict[tuple[str, str], Session]:
+        """What the sessions of some requests have. The inbox is read first: a message that leaves
+        it in between is found among those stored."""
+        users = sorted({request.user_id for request in requests})
+        names = {(request.user_id, request.session_id) for request in requests}
+        waiting = [row.message for row in self.shared.inboxes[number].rows(users)]
+        some = ", ".join(sorted({quoted(session) for _, session in names}))
+        where = f"{of_users(users)} AND session_id IN ({some})"
+        rows = read(self.shared.store.shards[number].messages, where, STORED_COLUMNS)
+        stored = from_table(rows, Message)
+        return {
+            name: Session(*([m for m in part if _session(m) == name] for part in (stored, waiting)))
+            for name in names
+        }
+
+    def flush(self, user_id: str) -> int:
+        """Extract what waits of a user, also what was cut off or failed before."""
+        entries = 0
+        while True:
+            before = {m.id for m in self.shared.inbox_for(user_id).waiting(user_id)}
+            if not before:
+                return entries
+            entries += self.flushing([user_id])
+            after = self.shared.backlogs.all().get(user_id)
+            if after is None or after.retry_at > now_ms():
+                return entries
+
+    def update(
+        self, user_id: str, entry_id: str, text: str | None = None, metadata: str | None = None
+    ) -> Entry:
+        return self.changing.update(user_id, entry_id, text, metadata)
+
+    def delete(self, user_id: str, entry_id: str) -> None:
+        self.changing.delete(user_id, entry_id)
+
+    def erase(self, user_id: str) -> dict[str, int]:
+        return erase(self.shared, user_id)
+
+    def sleep(self, user_id: str) -> dict[str, int]:
+        return self.sleeping(user_id)
+
+    def status(self) -> WriterStatus:
+        backlogs = self.shared.backlogs.all().values()
+        oldest = min((b.since for b in backlogs), default=now_ms())
+        return WriterStatus(
+            self.shared.run_id,
+            waiting=sum(b.messages for b in backlogs),
+            users=len(backlogs),
+            oldest_ms=max(0, now_ms() - oldest),
+            failing=sum(bool(b.reason) for b in backlogs),
+            trouble=self.trouble,
+            last_write_at=self.shared.last_write_at,
+            counts=self.shared.counts,
+        )
+
+    def _run(self) -> None:
+        """Extract what is due until `close`. No error ends this: whatever it is may pass."""
+        pause = PAUSE_MS
+        while not self._stop.wait(LOOK_S):
+            try:
+                self._flush_due()
+                self.trouble, pause = "", PAUSE_MS
+            except Exception as error:  # noqa: BLE001
+                self.trouble = f"{type(error).__name__}: {error}"
+                level = log.warning if isinstance(error, LightMemError) else log.exception
+                level("nothing could be extracted, what waits is kept: %s", error)
+                self._stop.wait(pause / 1000)
+                pause = min(2 * pause, REPORT_MS)
+
+    def _flush_due(self) -> None:
+        while not self._stop.is_set() and (users := self._due()):
+            self.flushing(users)
+        counts, at = self._reported
+        if now_ms() - at >= REPORT_MS and counts != self.shared.counts:
+            self._report("running")
+
+    def _due(self) -> list[str]:
+        busy = self.shared.users.busy()
+        due = self.shared.backlogs.due(now_ms(), USERS_AT_ONCE + len(busy))
+        return [user for user in due if user not in busy][:USERS_AT_ONCE]
+
+    def _report(self, status: str) -> None:
+        counts = self.shared.counts
+        ended = now_ms() if status == "done" else 0
+        run = Run(self.shared.run_id, KIND, status, self.shared.started_at, ended, report=counts)
+        with self.shared.writing():
+            self.shared.store.runs.write(run)
+        self._reported = counts, now_ms()
+
+
+def _session(message: Message) -> tuple[str, str]:
+    return message.user_id, message.session_id
+
+
+def _end_the_dead(shared: Shared) -> None:
+    """Only one writer lives: runs that did not end were killed."""
+    for run in shared.store.runs.latest(None):
+        if (run.kind, run.status) == (KIND, "running"):
+            error = f"it was killed; {shared.run_id} went on with what waited"
+            ended = replace(run, status="failed", report={**run.report, "error": error})
+            with shared.writing():
+                shared.store.runs.write(ended)
