@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lightmem_core.config import Config
-from lightmem_core.errors import LightMemError
+from lightmem_core.errors import LightMemError, StoreError
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.tables import now_ms, of_users, quoted, read
 from lightmem_core.online.changing import Changing
@@ -61,6 +61,7 @@ class OnlineWriter:
         self.changing = Changing(self.shared, self.flushing)
         self.sleeping = Sleeping(self.shared)
         self.trouble = ""
+        self._closed = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         for inbox in self.shared.inboxes:
@@ -75,10 +76,14 @@ class OnlineWriter:
 
     def close(self) -> None:
         """End after the extraction that is under way. What waits is extracted by the next one."""
+        if self._closed:
+            return
+        self._closed = True
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        self._report("done")
+        with suppress(StoreError):  # where the hold was lost the run is another's to end
+            self._report("done")
         self.shared.hold.release()
 
     def check(self) -> None:

@@ -1,0 +1,85 @@
+"""The writer on Ray Serve: messages that arrive together are made durable together."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from ray import serve
+
+from lightmem_core.config import Config
+from lightmem_core.online.service import Accepted, Incoming
+from lightmem_core.online.sessions import Posted, posted
+from lightmem_core.online.writer import OnlineWriter, WriterStatus
+from lightmem_core.types import Entry
+
+THREADS = 8  # that change entries, extract on request, sleep or erase at once
+MAX_ONGOING = 1_000  # requests, most of which wait for their commit
+T = TypeVar("T")
+
+
+@serve.deployment
+class Writer:
+    """`OnlineWriter`, awaited, one for a store. It may be killed at any time: what it accepted is
+    in the store, and its successor goes on with what it had begun."""
+
+    def __init__(self, config: Config):
+        self.writer = OnlineWriter(config)
+        self.writer.start()
+        self.adding = ThreadPoolExecutor(1, "add")
+        self.threads = ThreadPoolExecutor(THREADS, "write")
+        batched: Any = self.accepted
+        batched.set_max_batch_size(config.serve.max_batch_size)
+        batched.set_batch_wait_timeout_s(config.serve.batch_wait_ms / 1000)
+
+    async def add(
+        self, user_id: str, session_id: str, messages: Sequence[Incoming]
+    ) -> list[Accepted]:
+        return await self.accepted(posted(user_id, session_id, messages))
+
+    @serve.batch
+    async def accepted(self, requests: list[Posted]) -> list[list[Accepted]]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.adding, self.writer.add_all, requests)
+
+    async def flush(self, user_id: str) -> int:
+        return await self._write(self.writer.flush, user_id)
+
+    async def update(
+        self, user_id: str, entry_id: str, text: str | None = None, metadata: str | None = None
+    ) -> Entry:
+        return await self._write(self.writer.update, user_id, entry_id, text, metadata)
+
+    async def delete(self, user_id: str, entry_id: str) -> None:
+        await self._write(self.writer.delete, user_id, entry_id)
+
+    async def erase(self, user_id: str) -> dict[str, int]:
+        return await self._write(self.writer.erase, user_id)
+
+    async def sleep(self, user_id: str) -> dict[str, int]:
+        return await self._write(self.writer.sleep, user_id)
+
+    async def status(self) -> WriterStatus:
+        return self.writer.status()
+
+    async def check_health(self) -> None:
+        """Raise StoreError if this replica can write no more: another takes its place."""
+        await asyncio.to_thread(self.writer.check)
+
+    def __del__(self):
+        if hasattr(self, "writer"):  # else it was never begun
+            self.writer.close()
+
+    async def _write(self, call: Callable[..., T], *args: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.threads, partial(call, *args))
+
+
+def writer_of(config: Config) -> serve.Application:
+    """One replica: a second one would wait until the first gives its lease back."""
+    return Writer.options(
+        num_replicas=1,
+        max_ongoing_requests=MAX_ONGOING,
+        ray_actor_options={"num_cpus": config.serve.cpus},
+    ).bind(config)
