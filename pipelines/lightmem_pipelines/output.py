@@ -10,6 +10,7 @@ from lightmem_core.long_term.render import entry_line
 from lightmem_pipelines.durations import duration
 from lightmem_pipelines.output_data import erase_lines, import_lines
 from lightmem_pipelines.output_llm import call_lines, retry_lines
+from lightmem_pipelines.output_online import online_lines
 from lightmem_pipelines.output_reembed import reembed_lines
 from lightmem_pipelines.output_sleep import reason_lines, sleep_lines
 from lightmem_pipelines.output_undo import undo_lines
@@ -140,6 +141,7 @@ def run_text(run: Run) -> str:
         "undo": undo_lines,
         "erase": erase_lines,
         "import": import_lines,
+        "online": online_lines,
     }
     body = bodies.get(run.kind)
     tail = [f"apply it with `lightmem sleep --apply {run.id}`"] if run.status == "planned" else []
