@@ -13,7 +13,7 @@ from lightmem_core.long_term.embed import Embedding
 from lightmem_core.long_term.retrieve import Retrieval
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.plugins import find, load
-from lightmem_core.protocols import Embedder, Tokenizer
+from lightmem_core.protocols import Embedder, Reranker, Tokenizer
 from lightmem_core.sensory.compress import Compression
 from lightmem_core.sensory.joint import JointSegmentation
 from lightmem_core.sensory.segment import Segmentation
@@ -26,7 +26,7 @@ def check(config: MemoryConfig) -> None:
 
     Parts are built; weights are read only when they are first needed.
     """
-    for make in (compression, segmentation, extraction, embedder, consolidation):
+    for make in (compression, segmentation, extraction, embedder, consolidation, reranker):
         make(config)
 
 
@@ -106,7 +106,12 @@ def _part(kind: str, config: MemoryConfig, saved: SavedReplies | None, client: C
     return load(kind, component, chat=client or chat(config), saved=saved or NoReplies())
 
 
+def reranker(config: MemoryConfig) -> Reranker | None:
+    return None if config.reranker is None else load("reranker", config.reranker)
+
+
 def retrieval(config: MemoryConfig) -> Retrieval:
     """Raise StoreError if there is no store yet, or one of another embedder."""
     model = embedder(config)
-    return Retrieval(model, MemoryStore.open(config.store, VectorModel.of(model)))
+    store = MemoryStore.open(config.store, VectorModel.of(model))
+    return Retrieval(model, store, reranker(config))

@@ -41,6 +41,9 @@ BUILTIN = {
         "none": "lightmem_core.long_term.consolidate:NoUpdater",
         "llm": "lightmem_core.long_term.llm_updater:LLMUpdater",
     },
+    "reranker": {
+        "cross-encoder": "lightmem_core.encoders.cross_encoder:CrossEncoder",
+    },
     "llm": {
         "openai": "lightmem_core.llm.openai:OpenAIChat",
         "vllm": "lightmem_core.llm.vllm:VLLMChat",

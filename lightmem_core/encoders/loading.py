@@ -46,6 +46,8 @@ def _load(model: str, dtype: str, device: str) -> Any:
     kind = "AutoModel"
     if "ForTokenClassification" in heads:
         kind = "AutoModelForTokenClassification"
+    elif "ForSequenceClassification" in heads:
+        kind = "AutoModelForSequenceClassification"
     elif "ForCausalLM" in heads or "LMHead" in heads:
         kind = "AutoModelForCausalLM"
     logging.disable_progress_bar()

@@ -43,8 +43,8 @@ class Query:
     since: int | None = None
     until: int | None = None
     as_of: int | None = None
-    session_id: str | None = None
-    agent_id: str | None = None
+    session_id: str = ""
+    agent_id: str = ""
     wanted: Filter | None = None
     threshold: float | None = None
     neighbours: int = 0
@@ -64,8 +64,8 @@ class Query:
         return (
             (self.since is None or entry.said_at >= self.since)
             and (self.until is None or entry.said_at <= self.until)
-            and self.session_id in (None, entry.session_id)
-            and self.agent_id in (None, entry.agent_id)
+            and self.session_id in ("", entry.session_id)
+            and self.agent_id in ("", entry.agent_id)
             and (self.show_expired or not expired(entry.metadata, now))
             and (self.wanted is None or self.wanted.matches(entry))
         )
@@ -181,4 +181,5 @@ def _ordered(hits: Sequence[Hit], scores: Iterator[float]) -> list[Hit]:
 
 def _hit(entry: Entry, scores: Scores, i: int) -> Hit:
     parts = (scores.total, scores.cosine, scores.window, scores.bm25, scores.speaker)
-    return Hit(entry, *(float(part[i]) for part in parts))
+    score, cosine, window, bm25, speaker = (float(part[i]) for part in parts)
+    return Hit(entry, score, cosine, window, bm25, speaker)

@@ -50,7 +50,11 @@ class EntryHistory:
 
 def history(store: MemoryStore, entry_id: str) -> EntryHistory:
     """Find an entry as `find_entry` does, with all that it was."""
-    shard, entry = find_entry(store, entry_id)
+    return history_of(*find_entry(store, entry_id))
+
+
+def history_of(shard: Shard, entry: Entry) -> EntryHistory:
+    """An entry that was just read, with all that it was."""
     states = states_of(shard, [entry])[entry.id]
     versions = [Version(old, new.changed_at, new.changed_by) for old, new in pairwise(states)]
     return EntryHistory(entry, versions)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from threading import Lock
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from lightmem_core.long_term.commits import Commits
 from lightmem_core.long_term.ranking import UserIndex
@@ -15,6 +15,7 @@ from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.types import Entry, Message
 
 CACHED_ENTRIES = 200_000
+T = TypeVar("T")
 
 
 class Waiting(Protocol):
@@ -103,8 +104,19 @@ class WarmUsers:
 
 
 def _read(shard: Shard, user_id: str) -> list[Entry]:
-    try:
+    def read() -> list[Entry]:
         return shard.entries_of([user_id], tombstones=True)
-    except (OSError, RuntimeError, ValueError):  # erasing drops the version that is being read
+
+    def forget() -> None:
         shard.reader = None
-        return shard.entries_of([user_id], tombstones=True)
+
+    return twice(read, forget)
+
+
+def twice(read: Callable[[], T], before_again: Callable[[], None] = lambda: None) -> T:
+    """Read, and once more if that fails: erasing drops the version that is being read."""
+    try:
+        return read()
+    except (OSError, RuntimeError, ValueError):
+        before_again()
+        return read()

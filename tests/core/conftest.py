@@ -75,7 +75,7 @@ def in_order() -> Callable[[Sequence[object], Sequence[object]], bool]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """The folder of a model of random weights: bert, xlm-r, gpt, llama or bert-lm."""
+    """The folder of a model of random weights: bert, xlm-r, gpt, llama, bert-lm, reranker."""
     write = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))["write"]
     folder = tmp_path_factory.mktemp("models")
     return cache(lambda kind: write(kind, folder))

@@ -34,6 +34,7 @@ def write(kind: str, folder: Path) -> str:
         "gpt": (_byte_level, _gpt, "gpt"),
         "llama": (_unigram, _llama, "llama"),
         "bert-lm": (_wordpiece, _bert_lm, "bert-lm"),
+        "reranker": (_wordpiece, _reranker, "reranker"),
     }
     make_tokenizer, make_model, name = makers[kind]
     tokenizer = make_tokenizer()
@@ -140,3 +141,12 @@ def _bert_lm(size: int) -> Any:
         vocab_size=size, intermediate_size=64, is_decoder=True, initializer_range=WIDE, **SMALL
     )
     return BertLMHeadModel(config)
+
+
+def _reranker(size: int) -> Any:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=size, num_labels=1, intermediate_size=64, initializer_range=WIDE, **SMALL
+    )
+    return BertForSequenceClassification(config)
