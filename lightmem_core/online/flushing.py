@@ -27,6 +27,7 @@ from lightmem_core.types import Extracted, History, Message, stable_id
 
 FIRST_PAUSE_MS = 30_000
 LONGEST_PAUSE_MS = 3_600_000
+REASON_LIMIT = 300
 STOPS = (LLMUnavailableError, BudgetError, ConfigError, StoreError)  # no message is at fault
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Flushing:
             self._extract(batches)
             for number, users in self._by_shard(user_ids):
                 self._store(number, users, [b for b in batches if b.user_id in set(users)])
-            self.shared.paid(self.shared.replies.take([b.user_id for b in batches]))
+            self.shared.paid(self.shared.replies.take(user_ids))
         return sum(batch.entries for batch in batches)
 
     def _by_shard(self, user_ids: Sequence[str]) -> list[tuple[int, list[str]]]:
@@ -105,7 +106,7 @@ class Flushing:
         except Exception as error:
             if len(batches) == 1:
                 log.exception("the extraction of a user's messages failed")
-                reason = f"{type(error).__name__}: {error}"
+                reason = f"{type(error).__name__}: {error}"[:REASON_LIMIT]
                 batches[0].failed = {row.id: reason for row in batches[0].rows}
                 batches[0].found = []
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightmem_core.history import stored_history
@@ -120,13 +121,13 @@ class Inbox:
             return
         table = self._made()
         for where in _of_ids(ids):
-            committed(table, lambda where=where: table.update(where=where, values=values))
+            committed(table, partial(table.update, where=where, values=values))
         self._count_commit()
 
     def remove(self, ids: Iterable[str]) -> None:
-        table = self._made()
         for where in _of_ids(sorted(ids)):
-            committed(table, lambda where=where: table.delete(where))
+            table = self._made()
+            committed(table, partial(table.delete, where))
             self._count_commit()
 
     def _where(self, where: str) -> list[Waiting]:

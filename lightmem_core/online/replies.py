@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from lightmem_core.llm.chat import Reply
-from lightmem_core.llm.usage import Usage
+from lightmem_core.llm.usage import UPDATE, Usage
 from lightmem_core.long_term.shard import COMPACT_AFTER
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import (
@@ -69,15 +69,16 @@ class StoredReplies:
             insert_missing(self._made(self.store.shard_number(user_id)), "id", rows)
             self._count_commit()
 
-    def take(self, user_ids: Collection[str]) -> Usage:
-        """Forget what was said for users: it is stored, or must be asked for anew. Return what
-        was paid for it."""
+    def take(self, user_ids: Collection[str], of_sleep: bool = False) -> Usage:
+        """Forget what an extraction, or a sleep, was told of users: it is stored, or must be asked
+        for anew. Return what was paid for it."""
+        stage = f"stage {'=' if of_sleep else '!='} {quoted(UPDATE)}"
         usage = Usage()
         for number, users in self.store.by_shard(user_ids).items():
             table = self._table(number)
             if table is None:
                 continue
-            where = of_users(users)
+            where = f"{of_users(users)} AND {stage}"
             rows = read(table, where, ["stage", "reply"]).to_pylist()
             for row in rows:
                 usage.add({"stage": row["stage"], **json.loads(row["reply"])})

@@ -70,7 +70,7 @@ class Sleeping:
         (decisions,) = self.consolidation([UserEntries(user_id, tuple(entries))], new)
         self._save(run, user_id, decisions)
         applied = self._applied(run, user_id, decisions)
-        usage = self.shared.replies.take([user_id])
+        usage = self.shared.replies.take([user_id], of_sleep=True)
         self.shared.paid(usage)
         visited = int(new is None or bool(new))
         report = _report(decisions, applied, usage)

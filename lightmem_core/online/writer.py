@@ -57,6 +57,7 @@ class OnlineWriter:
         """Make the store if there is none. Raise StoreError if another process writes online and
         does not end within `wait_s`, by default long enough to outlast a dead one."""
         self.shared = Shared(config)
+        _ = self.shared.stages  # a wrong configuration is an error at once
         self.shared.hold.take(**({} if wait_s is None else {"wait_s": wait_s}))
         self.flushing = Flushing(self.shared)
         self.changing = Changing(self.shared, self.flushing)
@@ -145,14 +146,12 @@ class OnlineWriter:
     def flush(self, user_id: str) -> int:
         """Extract what waits of a user, also what was cut off or failed before."""
         entries = 0
-        while True:
-            before = {m.id for m in self.shared.inbox_for(user_id).waiting(user_id)}
-            if not before:
-                return entries
+        while self.shared.inbox_for(user_id).waiting(user_id):
             entries += self.flushing([user_id])
             after = self.shared.backlogs.all().get(user_id)
             if after is None or after.retry_at > now_ms():
-                return entries
+                break
+        return entries
 
     def update(
         self, user_id: str, entry_id: str, text: str | None = None, metadata: str | None = None
