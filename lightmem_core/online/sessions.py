@@ -43,20 +43,21 @@ def posted(user_id: str, session_id: str, messages: Sequence[Incoming]) -> Poste
     """Raise ValueError for what can be no message."""
     ids = {"user_id": user_id, "session_id": session_id}
     try:
-        row = {name: fields.identifier(ids, name) for name in ids}
-        cleaned = tuple(_message(row, message) for message in messages)
+        user, session = (fields.identifier(ids, name) for name in ids)
+        cleaned = tuple(_message(user, session, message) for message in messages)
     except fields.BadField as error:
         raise ValueError(error.detail) from None
-    return Posted(row["user_id"], row["session_id"], cleaned, tuple(m.infer for m in messages))
+    return Posted(user, session, cleaned, tuple(m.infer for m in messages))
 
 
-def _message(ids: dict[str, str], given: Incoming) -> Message:
+def _message(user_id: str, session_id: str, given: Incoming) -> Message:
     names = ("role", "content", "name", "position", "agent_id")
     row = {name: getattr(given, name) for name in names}
     if given.said_at is not None and not FIRST_MS <= given.said_at <= LAST_MS:
         raise ValueError(f"said_at is {given.said_at} ms, not within the years 1 to 9999")
     return Message(
-        **ids,
+        user_id=user_id,
+        session_id=session_id,
         position=fields.position(row),
         role=fields.role(row),
         content=fields.content(row),

@@ -1,6 +1,5 @@
 """Which messages of a request are new. The ids are those of the batch."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -141,6 +140,6 @@ def test_what_can_be_no_message_is_told_why(wrong: dict, told: str):
 
 
 @pytest.mark.parametrize("ids", [("", "s1"), ("ada", ""), ("a\ud800", "s1")])
-def test_ids_that_no_row_can_hold_are_refused(ids: Sequence[str]):
+def test_ids_that_no_row_can_hold_are_refused(ids: tuple[str, str]):
     with pytest.raises(ValueError, match="_id"):
         posted(*ids, said("hi"))
