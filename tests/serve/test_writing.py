@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
 from lightmem_core import load_config
@@ -60,7 +60,7 @@ def answered(call, patience_s: float = 120):
     while True:
         try:
             return call().result(timeout_s=60)
-        except (ray.exceptions.RayError, TimeoutError):
+        except (RayError, TimeoutError):
             assert time.monotonic() < end
             time.sleep(0.2)
 
