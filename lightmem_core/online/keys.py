@@ -29,6 +29,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 NAME = "keys"
 MARK = "lm"
 REFRESH_S = 1.0  # how long a revoked key may still open the server
+UNKNOWN_S = 0.1  # at least, between two looks for keys that are not known
 TRUSTED_S = 10.0  # how long keys are believed while the store cannot be read
 NO_DIGEST = "0" * 64
 SCHEMA = pa.schema(
@@ -116,21 +117,21 @@ class KeyRing:
 
     def find(self, token: str) -> Key | None:
         """The key of a text, None if it opens nothing."""
-        mark, key_id, secret = (*token.split("_", 2), "", "")[:3]
+        mark, key_id, secret = _parts(token)
         key = self.known.get(key_id) if mark == MARK else None
         same = hmac.compare_digest(_digest(secret), key.digest if key else NO_DIGEST)
         return key if key is not None and same and not key.revoked else None
 
-    @property
-    def due(self) -> bool:
-        """Whether the keys may have changed since they were read."""
-        return time.monotonic() - self.checked >= REFRESH_S
+    def due(self, token: str) -> float:
+        """0 if the keys are young enough to look a text up in; else how old they may be, in s."""
+        wait = REFRESH_S if _parts(token)[1] in self.known else UNKNOWN_S
+        return wait if time.monotonic() - self.checked >= wait else 0.0
 
-    def refresh(self) -> None:
-        """Read the keys again if they have changed. Raise StoreError if the store has not let that
-        be known for too long."""
+    def refresh(self, older_s: float = 0.0) -> None:
+        """Read the keys again if they are older, and have changed. Raise StoreError if the store
+        has not let that be known for too long."""
         with self.lock:
-            if not self.due:
+            if time.monotonic() - self.checked < older_s:
                 return
             now = time.monotonic()
             try:
@@ -148,6 +149,11 @@ class KeyRing:
         row = asdict(key) | {"scopes": " ".join(key.scopes)}
         upsert(self.table, "id", pa.Table.from_pylist([row], schema=SCHEMA))
         drop_versions(self.table)
+
+
+def _parts(token: str) -> tuple[str, str, str]:
+    mark, key_id, secret = (*token.split("_", 2), "", "")[:3]
+    return mark, key_id, secret
 
 
 def _key(row: dict[str, Any]) -> Key:

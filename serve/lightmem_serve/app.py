@@ -1,57 +1,58 @@
-"""The HTTP application: `serve run lightmem_serve.app:build_app config=lightmem.yaml`."""
+"""The server on Ray Serve: `serve run lightmem_serve.app:build_app config=lightmem.yaml`."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from lightmem_core import factory, load_config
 from lightmem_core.config import Config
-from lightmem_core.long_term.retrieve import Hit, Query
-from lightmem_core.long_term.store import MemoryStore
-from lightmem_serve.schemas import Health, Memory, SearchRequest, SearchResponse
+from lightmem_core.errors import ConfigError, StoreError
+from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_serve.access import is_loopback
+from lightmem_serve.api import access_of, create_app, server_of
+from lightmem_serve.reading import reader_of
+from lightmem_serve.writing import writer_of
 
-http = FastAPI(title="LightMem", description="Search in the memories of a user.")
+GONE = (RayActorError, BackPressureError, DeploymentUnavailableError)
+MOST_AT_ONCE = 1_000  # beyond the server's own limit, which answers what it refuses
+
+
+class Handles:
+    """A reader or writer in another process. While it is replaced, requests are refused."""
+
+    def __init__(self, handle: DeploymentHandle):
+        self.handle = handle
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        method = getattr(self.handle, name)
+
+        async def asked(*args: Any, **named: Any) -> Any:
+            try:
+                return await method.remote(*args, **named)
+            except GONE as error:
+                raise StoreError("a part of the server is being replaced: try again") from error
+
+        return asked
 
 
 @serve.deployment
-class Retriever:
-    """The retrieval of the batch side behind a queue: requests that arrive together are embedded
-    together."""
-
-    def __init__(self, config: Config):
-        self.retrieval = factory.retrieval(config.memory)
-        batched: Any = self.search
-        batched.set_max_batch_size(config.serve.max_batch_size)
-        batched.set_batch_wait_timeout_s(config.serve.batch_wait_ms / 1000)
-
-    @serve.batch
-    async def search(self, queries: list[Query]) -> list[list[Hit]]:
-        return self.retrieval(queries)
-
-    async def health(self) -> Health:
-        """Ready means that a search can be answered: the model is run and the store is read."""
-        self.retrieval([Query(user_id="", text="ready")])
-        store = self.retrieval.store
-        return Health(status="ok", embedder=store.model.name, shards=store.shard_count)
-
-
-@serve.deployment
-@serve.ingress(http)
+@serve.ingress()
 class Api:
-    def __init__(self, retriever: DeploymentHandle):
-        self.retriever = retriever
+    """The HTTP part. One replica: it counts what each key asks, and works on the bulk uploads."""
 
-    @http.post("/search")
-    async def search(self, request: SearchRequest) -> SearchResponse:
-        hits = await self.retriever.search.remote(request.to_query())
-        return SearchResponse(results=[Memory.of(hit) for hit in hits])
+    def __init__(self, config: Config, reader: DeploymentHandle, writer: DeploymentHandle):
+        check_bound(config)
+        self.config, self.parts = config, (Handles(reader), Handles(writer))
 
-    @http.get("/health")
-    async def health(self) -> Health:
-        return await self.retriever.health.remote()
+    def __serve_build_asgi_app__(self) -> Any:
+        store = MemoryStore.open(self.config.memory.store)
+        serving = self.config.serve
+        return create_app(server_of(store, *self.parts, serving), access_of(store, serving))
 
 
 class AppArgs(BaseModel):
@@ -64,11 +65,28 @@ class AppArgs(BaseModel):
 
 
 def build_app(args: AppArgs) -> serve.Application:
-    """Raise ConfigError or StoreError before anything is deployed."""
+    """Make the store if there is none. Raise ConfigError or StoreError before anything is
+    deployed."""
     config = load_config(args.config, uri=args.store)
     factory.check(config.memory)
-    MemoryStore.open(config.memory.store)
-    retriever = Retriever.options(
-        num_replicas=config.serve.replicas, ray_actor_options={"num_cpus": config.serve.cpus}
-    )
-    return Api.options(ray_actor_options={"num_cpus": 0.1}).bind(retriever.bind(config))
+    MemoryStore.create(config.memory.store, VectorModel.of(factory.embedder(config.memory)))
+    options = {"num_replicas": 1, "max_ongoing_requests": MOST_AT_ONCE}
+    deployment = Api.options(**options, ray_actor_options={"num_cpus": 0.1})
+    return deployment.bind(config, reader_of(config), writer_of(config))
+
+
+def check_bound(config: Config) -> None:
+    """Raise ConfigError if a server without keys would answer other machines."""
+    host = _serve_host()
+    if config.serve.auth == "off" and not is_loopback(host):
+        raise ConfigError(
+            f"a server without keys (auth: off) answers its own machine only, but Serve listens on "
+            f"{host}: set http_options: {{host: 127.0.0.1}}, or use keys"
+        )
+
+
+def _serve_host() -> str:
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client()
+    return client.http_config.host

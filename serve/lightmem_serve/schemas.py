@@ -1,80 +1,149 @@
-"""Requests and responses of the HTTP interface."""
+"""Requests of the HTTP interface: mem0's fields under mem0's names, and those of ours."""
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from datetime import UTC, date
+from typing import Annotated
 
-from lightmem_core.long_term.retrieve import Hit, Query
-from lightmem_core.types import Entry
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from lightmem_core.formats.fields import clean, content, metadata
+from lightmem_core.formats.timestamps import parse_time
+from lightmem_core.metadata import EXPIRATION
+from lightmem_core.online.service import Incoming
+from lightmem_core.online.tenants import LONGEST_ID
 
-class SearchRequest(BaseModel):
-    """A search in one user's memories; `since` and `until` bound when they were said."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    user_id: str = Field(min_length=1)
-    query: str = Field(min_length=1, max_length=8_000)
-    limit: int = Field(default=5, ge=1, le=1_000)
-    since: AwareDatetime | None = None
-    until: AwareDatetime | None = None
-
-    def to_query(self) -> Query:
-        since, until = (_ms(time) for time in (self.since, self.until))
-        return Query(self.user_id, self.query, self.limit, since, until)
+DEFAULT_SESSION = "default"  # of messages that name no run, as in the batch
+MOST_MESSAGES = 10_000  # whatever the server's own limit is
+Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
+Metadata = dict[str, JsonValue]
+Text = Annotated[str, Field(min_length=1, max_length=8_000)]
 
 
-class SourceModel(BaseModel):
-    session_id: str
-    position: int
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
-class ScoreParts(BaseModel):
-    cosine: float
-    window: float
-    bm25: float
-    speaker: float
+class Owned(Request):
+    """Whose memories: a user's; without one those of the agent, or else of the run. A `run_id` is
+    a session."""
+
+    user_id: Id | None = None
+    agent_id: Id | None = None
+    run_id: Id | None = None
 
 
-class Memory(BaseModel):
-    """A memory found; times are UTC milliseconds, `score` compares within one answer."""
+class MessageIn(Request):
+    """A message as OpenAI has it. `timestamp` is when it was said: Unix seconds or ISO 8601."""
 
-    id: str
-    memory: str
-    speaker: str
-    topic: str
-    said_at: int
-    event_at: int | None
-    sources: list[SourceModel]
-    score: float
-    score_parts: ScoreParts
+    role: str = Field(min_length=1, max_length=64)
+    content: str | list[JsonValue] = Field(min_length=1)
+    name: str | None = Field(default=None, max_length=LONGEST_ID)
+    timestamp: int | float | str | None = None
 
-    @classmethod
-    def of(cls, hit: Hit) -> "Memory":
-        entry: Entry = hit.entry
-        places = (*entry.sources, *entry.absorbed)
-        return cls(
-            id=entry.id,
-            memory=entry.text,
-            speaker=entry.speaker,
-            topic=entry.topic,
-            said_at=entry.said_at,
-            event_at=entry.event_at,
-            sources=[SourceModel(session_id=s.session_id, position=s.position) for s in places],
-            score=hit.score,
-            score_parts=ScoreParts(
-                cosine=hit.cosine, window=hit.window, bm25=hit.bm25, speaker=hit.speaker
-            ),
+
+class AddRequest(Owned):
+    """Messages to remember. With `infer` they are extracted, else each becomes a memory word for
+    word; `async_mode: false` waits for that. `timestamp` is that of messages that have none; who
+    gives none says them now. `expiration_date` is the last day of the memories."""
+
+    messages: Annotated[list[MessageIn], Field(min_length=1, max_length=MOST_MESSAGES)] | Text
+    metadata: Metadata | None = None
+    expiration_date: date | None = None
+    infer: bool = True
+    timestamp: int | float | str | None = None
+    async_mode: bool = True
+    memory_type: str | None = Field(default=None, description="Only null is supported.")
+    prompt: str | None = Field(default=None, description="Only null is supported.")
+
+    @property
+    def session(self) -> str:
+        return self.run_id or DEFAULT_SESSION
+
+    def incoming(self) -> list[Incoming]:
+        """Raise BadField or ValueError for a message that cannot be stored."""
+        if self.memory_type or self.prompt:
+            raise ValueError(
+                "memory_type and prompt cannot be given: the configuration says how is extracted"
+            )
+        given = self.messages
+        messages = [MessageIn(role="user", content=given)] if isinstance(given, str) else given
+        said = metadata_text(self.metadata, self.expiration_date) or ""
+        return [self._incoming(message, said) for message in messages]
+
+    def _incoming(self, message: MessageIn, said: str) -> Incoming:
+        time = message.timestamp if message.timestamp is not None else self.timestamp
+        return Incoming(
+            role=clean(message.role),
+            content=content({"content": message.content}),
+            said_at=None if time is None else parse_time(time, UTC),
+            name=clean(message.name or ""),
+            agent_id=self.agent_id or "",
+            metadata=said,
+            infer=self.infer,
         )
 
 
-class SearchResponse(BaseModel):
-    results: list[Memory]
+class Selection(Owned):
+    """What to look for. `filters` are mem0's; times bound when it was said, `as_of` asks what was
+    known then. `limit` and `top_k` mean the same."""
+
+    query: Text
+    filters: Metadata | None = None
+    limit: int | None = Field(default=None, ge=1, le=1_000)
+    top_k: int | None = Field(default=None, ge=1, le=1_000)
+    threshold: float | None = Field(default=None, allow_inf_nan=False)
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+    as_of: AwareDatetime | None = None
+    rerank: bool = False
+    show_expired: bool = False
 
 
-class Health(BaseModel):
-    status: str
-    embedder: str
-    shards: int
+class SearchRequest(Selection):
+    """`neighbours` is how many messages before and after its sources each result brings along. The
+    parts of a score are always told, with or without `explain`."""
+
+    neighbours: int = Field(default=0, ge=0, le=20)
+    explain: bool = False
+
+    @property
+    def wanted(self) -> int:
+        return self.limit or self.top_k or 5
 
 
-def _ms(time: AwareDatetime | None) -> int | None:
+class ContextRequest(Selection):
+    """The best memories as text for a prompt, at most `tokens` long."""
+
+    tokens: int = Field(default=1_000, ge=1, le=100_000)
+
+    @property
+    def wanted(self) -> int:
+        return self.limit or self.top_k or 100
+
+
+class UpdateRequest(Request):
+    """What to change of a memory; `data` is an older name of `text`."""
+
+    text: Text | None = None
+    data: Text | None = None
+    metadata: Metadata | None = None
+    expiration_date: date | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> "UpdateRequest":
+        if self.text and self.data and self.text != self.data:
+            raise ValueError("text and data are two names of the same: give one")
+        if self.model_fields_set <= {"text", "data"} and not (self.text or self.data):
+            raise ValueError("nothing to change: give text, metadata or expiration_date")
+        return self
+
+
+def metadata_text(given: Metadata | None, expires: date | None) -> str | None:
+    """Metadata as it is stored, None if nothing is said of it."""
+    if given is None and expires is None:
+        return None
+    own = {EXPIRATION: expires.isoformat()} if expires else {}
+    return metadata({**(given or {}), **own})
+
+
+def milliseconds(time: AwareDatetime | None) -> int | None:
     return None if time is None else int(time.timestamp() * 1000)

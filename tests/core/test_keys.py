@@ -12,8 +12,7 @@ from lightmem_core.online.tenants import public_user, stored_user
 
 
 @pytest.fixture
-def ring(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> KeyRing:
-    monkeypatch.setattr(keys_module, "REFRESH_S", 0.0)
+def ring(store: MemoryStore) -> KeyRing:
     return KeyRing(store.database)
 
 

@@ -1,4 +1,4 @@
-"""The server over real HTTP, on a real local Ray and a store that a backfill wrote."""
+"""The server on Ray Serve: real HTTP, a real local Ray and a store that a backfill wrote."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ray import serve
 
 from lightmem_core import factory, load_config
 from lightmem_core.config import Config
-from lightmem_core.errors import ConfigError, StoreError
+from lightmem_core.errors import ConfigError
 from lightmem_core.long_term.retrieve import Query
 from lightmem_pipelines.backfill import BackfillRequest, backfill
 from lightmem_pipelines.cluster import ray_session
 from lightmem_serve.app import AppArgs, build_app
+from lightmem_serve.client import MemoryClient
 
 pytestmark = pytest.mark.ray
 
@@ -29,8 +31,12 @@ FAKES = ROOT / "configs" / "fakes.yaml"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Config]]:
-    store = str(tmp_path_factory.mktemp("served") / "store")
-    config = load_config(FAKES, uri=store)
+    """Without keys, and with Serve listening on this machine only."""
+    folder = tmp_path_factory.mktemp("served")
+    path, store = folder / "open.yaml", str(folder / "store")
+    text = yaml.safe_load(FAKES.read_text()) | {"serve": {"auth": "off", "cpus": 0.2}}
+    path.write_text(yaml.safe_dump(text))
+    config = load_config(path, uri=store)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -38,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Conf
         sample = str(ROOT / "samples" / "chats.jsonl")
         backfill(config, BackfillRequest((sample,), progress=False))
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(build_app(AppArgs(config=str(FAKES), store=store)))
+        serve.run(build_app(AppArgs(config=str(path), store=store)))
         yield f"http://127.0.0.1:{port}", config
         serve.shutdown()
 
@@ -82,7 +88,7 @@ def test_times_bound_the_search(server):
 
 @pytest.mark.parametrize(
     "body",
-    [{"query": "x"}, {"user_id": "ada"}, {"user_id": "ada", "query": "x", "limit": 0},
+    [{"query": "x", "user_id": "ada", "limit": 0}, {"user_id": "ada"},
      {"user_id": "ada", "query": "x", "filter": "1=1"}, {"user_id": "", "query": "x"}],
 )  # fmt: skip
 def test_a_wrong_request_is_refused_and_says_why(server, body):
@@ -92,16 +98,26 @@ def test_a_wrong_request_is_refused_and_says_why(server, body):
     assert answer["detail"]
 
 
-def test_health_says_that_a_search_can_be_answered(server):
+def test_the_writer_is_reached_and_its_errors_are_told(server):
     url, _ = server
-    with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
-        assert json.load(answer) == {"status": "ok", "embedder": "hash-384", "shards": 1}
+    with MemoryClient(url) as client:
+        assert client.health().embedder == "hash-384"
+        (added,) = client.add("the barn has a red roof", user_id="bob").results
+        found = client.search("red roof", user_id="bob", limit=100).results
+        assert added.id in {memory.id for memory in found}
+        assert client.flush("bob").entries >= 1
+        said = {"user_id": "eve", "role": "user", "content": "hello", "timestamp": 1_700_000_000}
+        job = client.create_job([said])
+        while client.get_job(job.id).status != "completed":
+            pass
+        assert len(client.get_all(user_id="eve").results) == 1
+        assert client.delete_all(user_id="eve").counts
+    assert post(f"{url}/search", {"user_id": "bob", "query": "x", "rerank": True})[0] == 400
+    assert post(f"{url}/users/bob/sleep", {})[0] == 200
 
 
-def test_a_wrong_configuration_or_store_stops_it_before_it_is_deployed(tmp_path):
+def test_a_wrong_configuration_stops_it_before_it_is_deployed(tmp_path):
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("memory: {embedder: {use: nothing}}")
     with pytest.raises(ConfigError, match="unknown embedder"):
         build_app(AppArgs(config=str(wrong)))
-    with pytest.raises(StoreError, match="run `lightmem backfill` first"):
-        build_app(AppArgs(store=str(tmp_path / "nowhere")))

@@ -1,0 +1,206 @@
+"""Bulk uploads that outlive the server: what was sent waits in the store until it is remembered.
+
+A line goes as soon as what it says is extracted; of one that is wrong only the reason is kept. Each
+names its user, so that who is erased is gone from here too.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightmem_core.long_term.tables import (
+    committed,
+    drop_versions,
+    insert_missing,
+    keyed_table,
+    now_ms,
+    quoted,
+    read,
+    with_key,
+)
+from lightmem_core.online.service import Incoming
+from lightmem_core.schema import from_table, schema_of, to_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from lancedb.db import DBConnection
+    from lancedb.table import Table
+
+Status = Literal["in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled"]
+UNFINISHED = "status IN ('in_progress', 'finalizing', 'cancelling')"
+CLAIM_MS = 120_000  # how long a job of a server that died is left alone
+LINES_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A bulk upload of `total` lines, of which `completed` are durable and `failed` are wrong.
+
+    `user_id` is the only user it may name, "" for any of the tenant. `runner` works on it and may
+    be thought dead after `claimed_until`. Times are UTC milliseconds, 0 for what was not yet.
+    """
+
+    id: str
+    tenant: str
+    user_id: str
+    status: Status
+    total: int
+    completed: int = 0
+    failed: int = 0
+    error: str = ""
+    created_at: int = 0
+    finalizing_at: int = 0
+    finished_at: int = 0
+    cancelling_at: int = 0
+    runner: str = ""
+    claimed_until: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.status in ("completed", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A message of a job, from line `number` of it. It waits, or was added and waits for its
+    extraction; `error` says why it never will be."""
+
+    id: str
+    job_id: str
+    number: int
+    user_id: str
+    session_id: str = ""
+    message: str = ""
+    added: bool = False
+    error: str = ""
+
+    @classmethod
+    def of(cls, job_id: str, number: int, user_id: str = "", **other: Any) -> Line:
+        return cls(f"{job_id}.{number}", job_id, number, user_id, **other)
+
+    @property
+    def incoming(self) -> Incoming:
+        return Incoming(**json.loads(self.message))
+
+
+JOBS, LINES = with_key(schema_of(Job)), with_key(schema_of(Line))
+
+
+def message_text(message: Incoming) -> str:
+    return json.dumps(asdict(message), ensure_ascii=False)
+
+
+class JobStore:
+    """The jobs of a store, and their lines. The tables are made when there is a first job."""
+
+    def __init__(self, database: DBConnection):
+        self.database = database
+        self.lock = threading.Lock()
+
+    @cached_property
+    def jobs(self) -> Table:
+        return self._table("jobs", JOBS)
+
+    @cached_property
+    def lines(self) -> Table:
+        return self._table("job_lines", LINES)
+
+    def submit(self, job: Job, lines: Sequence[Line]) -> Job:
+        """Make a job durable. One of this id that is there already is left as it is."""
+        failed = sum(bool(line.error) for line in lines)
+        job = replace(job, total=len(lines), failed=failed, created_at=now_ms())
+        insert_missing(self.lines, "id", to_table(lines, Line).cast(LINES))
+        insert_missing(
+            self.jobs, "id", to_table([job], Job).cast(JOBS)
+        )  # last: it has all its lines
+        drop_versions(self.jobs)
+        return self.get(job.id) or job
+
+    def get(self, job_id: str) -> Job | None:
+        found = self._jobs(f"id = {quoted(job_id)}")
+        return found[0] if found else None
+
+    def latest(self, tenant: str, user_id: str, limit: int, after: str = "") -> list[Job]:
+        """The jobs of a tenant, or of one user of it, newest first; those behind `after`."""
+        where = f"tenant = {quoted(tenant)}"
+        where += f" AND user_id = {quoted(user_id)}" if user_id else ""
+        found = sorted(self._jobs(where), key=lambda job: (-job.created_at, job.id))
+        place = next((n for n, job in enumerate(found, 1) if job.id == after), 0)
+        return found[place : place + limit]
+
+    def change(self, job_id: str, unless: str = "false", **values: Any) -> None:
+        """Set some columns of a job, but not where `unless` holds. The others stay as another
+        process may have set them meanwhile."""
+        where = f"id = {quoted(job_id)} AND NOT ({unless})"
+        committed(self.jobs, lambda: self.jobs.update(where=where, values=values))
+        drop_versions(self.jobs)
+
+    def cancel(self, job_id: str) -> None:
+        """Stop a job, unless it has ended. What was added stays."""
+        ended = f"NOT ({UNFINISHED}) OR status = 'cancelling'"
+        self.change(job_id, unless=ended, status="cancelling", cancelling_at=now_ms())
+
+    def claim(self, runner: str) -> Job | None:
+        """The oldest unfinished job that no living runner works on, now this runner's."""
+        free = f"{UNFINISHED} AND (runner = {quoted(runner)} OR claimed_until < {now_ms()})"
+        waiting = sorted(self._jobs(free), key=lambda job: (job.created_at, job.id))
+        if not waiting:
+            return None
+        taken = f"runner != {quoted(runner)} AND claimed_until >= {now_ms()}"
+        until = now_ms() + CLAIM_MS
+        self.change(waiting[0].id, unless=taken, runner=runner, claimed_until=until)
+        mine = self.get(waiting[0].id)
+        return mine if mine is not None and mine.runner == runner else None
+
+    def to_add(self, job_id: str, after: int) -> list[Line]:
+        """What is to be added of the lines behind number `after`, at most LINES_AT_ONCE."""
+        place = f"number > {after} AND number <= {after + LINES_AT_ONCE}"
+        found = self._lines(job_id, f"NOT added AND error = '' AND {place}")
+        return sorted(found, key=lambda line: line.number)
+
+    def added_users(self, job_id: str) -> list[str]:
+        """The users whose lines were added and wait for their extraction."""
+        where = f"job_id = {quoted(job_id)} AND added"
+        return sorted(set(read(self.lines, where, ["user_id"])["user_id"].to_pylist()))
+
+    def counts(self, job: Job) -> dict[str, int]:
+        """How many lines of a job are durable, and how many are wrong. Before any are forgotten."""
+        mine = f"job_id = {quoted(job.id)} AND "
+        self.lines.checkout_latest()
+        failed = self.lines.count_rows(mine + "error != ''")
+        left = self.lines.count_rows(mine + "NOT added AND error = ''")
+        return {"completed": job.total - failed - left, "failed": failed}
+
+    def errors(self, job_id: str) -> list[Line]:
+        return sorted(self._lines(job_id, "error != ''"), key=lambda line: line.number)
+
+    def mark(self, lines: Sequence[Line], **values: Any) -> None:
+        if lines:
+            ids = ", ".join(quoted(line.id) for line in lines)
+            self._update(f"id IN ({ids})", values)
+
+    def forget(self, job_id: str, user_id: str | None = None) -> None:
+        """Drop what a job holds, or holds of one user, but for what was wrong."""
+        whose = "" if user_id is None else f" AND user_id = {quoted(user_id)}"
+        where = f"job_id = {quoted(job_id)} AND error = ''{whose}"
+        committed(self.lines, lambda: self.lines.delete(where))
+        drop_versions(self.lines)
+
+    def _update(self, where: str, values: dict[str, Any]) -> None:
+        committed(self.lines, lambda: self.lines.update(where=where, values=values))
+        drop_versions(self.lines)
+
+    def _jobs(self, where: str) -> list[Job]:
+        return from_table(read(self.jobs, where), Job)
+
+    def _lines(self, job_id: str, where: str) -> list[Line]:
+        return from_table(read(self.lines, f"job_id = {quoted(job_id)} AND {where}"), Line)
+
+    def _table(self, name: str, schema: pa.Schema) -> Table:
+        with self.lock:
+            return keyed_table(self.database, name, schema, "id")

@@ -1,0 +1,108 @@
+"""What the routes work with: a reader and a writer that can be awaited, wherever they run."""
+
+from asyncio import Lock
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, Protocol, TypeVar
+
+from anyio.to_thread import run_sync
+from fastapi import Depends, Request
+
+from lightmem_core.config import ServeConfig
+from lightmem_core.long_term.retrieve import Hit, Query
+from lightmem_core.long_term.runs import Run
+from lightmem_core.long_term.versions import EntryHistory
+from lightmem_core.online.jobs import JobStore
+from lightmem_core.online.service import Accepted, Context, Filter, Incoming, Reading, Writing
+from lightmem_core.online.writer import WriterStatus
+from lightmem_core.types import Entry
+from lightmem_serve.metrics import Metrics
+
+T = TypeVar("T")
+Entries = list[Entry]
+
+
+class Reader(Protocol):
+    """`Reading`, awaited. Errors are those of `lightmem_core.online.service`."""
+
+    async def search(self, query: Query) -> list[Hit]: ...
+    async def get(self, entry_id: str, user_id: str | None = None) -> Entry | None: ...
+    async def list(
+        self, user_id: str, limit: int, after: str = "", wanted: Filter | None = None
+    ) -> Entries: ...
+    async def history(self, entry_id: str, user_id: str) -> EntryHistory: ...
+    async def context(self, query: Query, tokens: int) -> Context: ...
+    async def users(self, limit: int, after: str = "", prefix: str = "") -> Sequence[str]: ...
+    async def runs(self) -> Sequence[Run]: ...
+
+
+class Writer(Protocol):
+    """`Writing`, awaited."""
+
+    async def add(
+        self, user_id: str, session_id: str, messages: Sequence[Incoming]
+    ) -> list[Accepted]: ...
+    async def flush(self, user_id: str) -> int: ...
+    async def update(
+        self, user_id: str, entry_id: str, text: str | None = None, metadata: str | None = None
+    ) -> Entry: ...
+    async def delete(self, user_id: str, entry_id: str) -> None: ...
+    async def erase(self, user_id: str) -> dict[str, int]: ...
+    async def sleep(self, user_id: str) -> dict[str, int]: ...
+    async def status(self) -> WriterStatus: ...
+
+
+class InThreads:
+    """Makes the calls of a `Reading` or a `Writing` in threads. A caller who leaves does not stop
+    what has begun."""
+
+    def __init__(self, served: Any):
+        self.served = served
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        call = getattr(self.served, name)
+
+        async def made(*args: Any, **named: Any) -> Any:
+            return await run_sync(partial(call, *args, **named), abandon_on_cancel=True)
+
+        return made
+
+
+class ThreadedReader(InThreads):
+    """A `Reading` of this process."""
+
+    def __init__(self, reading: Reading):
+        super().__init__(reading)
+
+    async def search(self, query: Query) -> list[Hit]:
+        (hits,) = await run_sync(self.served.search, [query], abandon_on_cancel=True)
+        return hits
+
+
+class ThreadedWriter(InThreads):
+    """A `Writing` of this process."""
+
+    def __init__(self, writing: Writing):
+        super().__init__(writing)
+
+
+@dataclass(slots=True)
+class Server:
+    """What a running server has. Work that must not meet an erase holds `quiet`."""
+
+    reader: Any
+    writer: Any
+    config: ServeConfig
+    metrics: Metrics
+    jobs: JobStore
+    embedder: str
+    shards: int
+    quiet: Lock = field(default_factory=Lock)
+
+
+def current_server(request: Request) -> Server:
+    return request.app.state.server
+
+
+Serving = Annotated[Server, Depends(current_server)]

@@ -1,0 +1,58 @@
+"""What a server counts, for Prometheus. Each replica of the HTTP part counts its own requests."""
+
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import Scope
+
+from lightmem_core.online.writer import WriterStatus
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+UNMATCHED = "none"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Routes are counted by their template: no id of a user becomes a label."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    seconds: Histogram = field(init=False)
+    messages: Counter = field(init=False)
+    entries: Counter = field(init=False)
+    tokens: Counter = field(init=False)
+    waiting: Gauge = field(init=False)
+    oldest: Gauge = field(init=False)
+    failing: Gauge = field(init=False)
+    last_write: Gauge = field(init=False)
+
+    def __post_init__(self) -> None:
+        own, name = self.registry, "lightmem_"
+        labels = ("method", "route", "status")
+        about = "Until answered"
+        self.seconds = Histogram(
+            f"{name}request_seconds", about, labels, buckets=SECONDS, registry=own
+        )
+        self.messages = Counter(f"{name}messages", "Messages given", ("state",), registry=own)
+        self.entries = Counter(f"{name}found_entries", "Entries that searches gave", registry=own)
+        self.tokens = Counter(f"{name}context_tokens", "Tokens of contexts given", registry=own)
+        self.waiting = Gauge(f"{name}waiting_messages", "Not extracted yet", registry=own)
+        self.oldest = Gauge(f"{name}oldest_waiting_seconds", "Age of the oldest", registry=own)
+        self.failing = Gauge(f"{name}failing_users", "Whose extraction failed", registry=own)
+        about = "When a write last succeeded"
+        self.last_write = Gauge(f"{name}last_write_timestamp_seconds", about, registry=own)
+
+    def count(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", UNMATCHED)
+        method = scope["method"] if scope["method"] in METHODS else UNMATCHED
+        self.seconds.labels(method, route, status or 499).observe(seconds)
+
+    def show(self, status: WriterStatus) -> None:
+        self.waiting.set(status.waiting)
+        self.oldest.set(status.oldest_ms / 1000)
+        self.failing.set(status.failing)
+        self.last_write.set(status.last_write_at / 1000)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,166 @@
+"""From the store's rows to the answers of the HTTP interface."""
+
+import hashlib
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from lightmem_core.long_term.retrieve import Hit
+from lightmem_core.long_term.runs import Run
+from lightmem_core.long_term.versions import EntryHistory, held_since
+from lightmem_core.metadata import EXPIRATION, parsed
+from lightmem_core.online.jobs import Job
+from lightmem_core.online.service import Accepted, Incoming
+from lightmem_core.types import DELETED, Entry
+from lightmem_serve.access import Caller
+from lightmem_serve.models import (
+    Added,
+    Counts,
+    Event,
+    Found,
+    JobError,
+    JobModel,
+    Memory,
+    MessageModel,
+    RunModel,
+    ScoreParts,
+    SourceModel,
+)
+from lightmem_serve.schemas import DEFAULT_SESSION
+
+WAITING = "waiting"  # the topic of a message that is found before it is extracted
+
+
+def memory_of(entry: Entry, caller: Caller) -> Memory:
+    return Memory(**_of_entry(entry, caller))
+
+
+def found_of(hit: Hit, caller: Caller) -> Found:
+    near = [MessageModel(**_fields(MessageModel, message)) for message in hit.neighbours]
+    parts = ScoreParts(**_fields(ScoreParts, hit))
+    own = {"score": hit.score, "score_parts": parts, "neighbours": near}
+    return Found(**_of_entry(hit.entry, caller), **own)
+
+
+def _of_entry(entry: Entry, caller: Caller) -> dict[str, Any]:
+    said = dict(parsed(entry.metadata))
+    expires = said.pop(EXPIRATION, None)
+    stored = entry.stored_at or entry.said_at
+    places = (*entry.sources, *entry.absorbed)
+    return {
+        "id": entry.id,
+        "memory": entry.text,
+        "user_id": caller.shown(entry.user_id),
+        "agent_id": entry.agent_id or None,
+        "run_id": None if entry.session_id == DEFAULT_SESSION else entry.session_id,
+        "hash": hashlib.md5(entry.text.encode(), usedforsecurity=False).hexdigest(),
+        "metadata": said or None,
+        "expiration_date": None if expires is None else str(expires),
+        "created_at": iso(stored),
+        "updated_at": iso(max(stored, entry.changed_at)),
+        "state": state_of(entry),
+        "speaker": entry.speaker,
+        "topic": entry.topic,
+        "said_at": entry.said_at,
+        "event_at": entry.event_at,
+        "sources": [SourceModel(**_fields(SourceModel, source)) for source in places],
+        "superseded_by": _successor(entry),
+    }
+
+
+def added_of(accepted: Accepted, message: Incoming) -> Added:
+    new = accepted.state == "accepted"
+    return Added(
+        id=accepted.message_id,
+        memory=message.content,
+        event="ADD" if new else "NONE",
+        state="waiting" if new else "stored",
+        position=accepted.position,
+    )
+
+
+def written_of(entry: Entry) -> Added:
+    place = entry.position
+    return Added(id=entry.id, memory=entry.text, event="ADD", state="stored", position=place)
+
+
+def run_of(run: Run) -> RunModel:
+    return RunModel(
+        id=run.id,
+        kind=run.kind,
+        status=run.status,
+        started_at=iso(run.started_at),
+        finished_at=iso(run.finished_at) if run.finished_at else None,
+        report=run.report,
+    )
+
+
+def job_of(job: Job) -> JobModel:
+    return JobModel(
+        id=job.id,
+        status=job.status,
+        errors=JobError(message=job.error) if job.error else None,
+        error_file_id=job.id if job.failed else None,
+        request_counts=Counts(total=job.total, completed=job.completed, failed=job.failed),
+        created_at=job.created_at // 1000,
+        finalizing_at=job.finalizing_at // 1000 or None,
+        completed_at=_ended(job, "completed"),
+        failed_at=_ended(job, "failed"),
+        cancelling_at=job.cancelling_at // 1000 or None,
+        cancelled_at=_ended(job, "cancelled"),
+    )
+
+
+def _ended(job: Job, status: str) -> int | None:
+    return job.finished_at // 1000 if job.status == status else None
+
+
+def iso(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def state_of(entry: Entry) -> Literal["stored", "waiting", "superseded", "deleted"]:
+    if entry.superseded_by:
+        return "superseded" if _successor(entry) else "deleted"
+    return "waiting" if entry.topic == WAITING and not entry.run_id else "stored"
+
+
+def events(history: EntryHistory) -> list[Event]:
+    """What happened to a memory, oldest first. Changes that left its text as it was and did not
+    end it, such as new sources, are none to mem0."""
+    states = history.states
+    first = _event(states[0], None, "ADD")
+    changes = ((old, new) for old, new in pairwise(states) if _changed(old, new))
+    later = (_event(new, old, "UPDATE" if new.active else "DELETE") for old, new in changes)
+    return [first, *later]
+
+
+def _changed(old: Entry, new: Entry) -> bool:
+    return (old.text, old.metadata, old.active) != (new.text, new.metadata, new.active)
+
+
+def _event(new: Entry, old: Entry | None, kind: Literal["ADD", "UPDATE", "DELETE"]) -> Event:
+    return Event(
+        id=f"{new.id}.{new.gen}",
+        memory_id=new.id,
+        old_memory=old.text if old else None,
+        new_memory=new.text if new.active else None,
+        event=kind,
+        created_at=iso(new.stored_at),
+        updated_at=iso(held_since(new)),
+        is_deleted=not new.active,
+        actor_id=None,
+        role=None,
+        changed_by=new.changed_by or new.run_id,
+        superseded_by=_successor(new),
+    )
+
+
+def _successor(entry: Entry) -> str | None:
+    return entry.superseded_by if entry.superseded_by not in ("", DELETED) else None
+
+
+def _fields(model: type[BaseModel], row: Any) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in model.model_fields}

@@ -1,0 +1,34 @@
+"""Search, and the best memories as text for a prompt."""
+
+from fastapi import APIRouter, Depends
+
+from lightmem_serve.access import Asking, needs
+from lightmem_serve.backend import Serving
+from lightmem_serve.errors import documented, told
+from lightmem_serve.models import ContextResponse, SearchResponse
+from lightmem_serve.results import found_of
+from lightmem_serve.schemas import ContextRequest, SearchRequest
+from lightmem_serve.scoping import query_of
+
+router = APIRouter(tags=["search"], dependencies=[Depends(needs("read"))])
+
+
+@router.post("/search", responses=documented())
+async def search(asked: SearchRequest, caller: Asking, server: Serving) -> SearchResponse:
+    """The memories of one user that answer a text, best first."""
+    query = query_of(caller, asked)
+    with told():
+        hits = await server.reader.search(query)
+    server.metrics.entries.inc(len(hits))
+    return SearchResponse(results=[found_of(hit, caller) for hit in hits])
+
+
+@router.post("/context", responses=documented())
+async def context(asked: ContextRequest, caller: Asking, server: Serving) -> ContextResponse:
+    """The best memories, with dates and speakers, as text of at most so many tokens."""
+    query = query_of(caller, asked)
+    with told():
+        found = await server.reader.context(query, asked.tokens)
+    server.metrics.tokens.inc(found.tokens)
+    results = [found_of(hit, caller) for hit in found.hits]
+    return ContextResponse(context=found.text, tokens=found.tokens, results=results)

@@ -1,0 +1,139 @@
+"""Servers on a real port over a real store, in this process and without Ray."""
+
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from lightmem_core import load_config
+from lightmem_core.config import Config
+from lightmem_core.online.keys import UNKNOWN_S, KeyRing, NewKey
+from lightmem_core.online.reader import OnlineReader
+from lightmem_core.online.writer import OnlineWriter
+from lightmem_serve.api import access_of, create_app, server_of
+from lightmem_serve.backend import ThreadedReader, ThreadedWriter
+
+FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
+
+
+@dataclass
+class Reply:
+    status: int
+    body: Any
+    headers: dict[str, str]
+
+
+@dataclass
+class Running:
+    """A server, and the key that its calls use unless they name another."""
+
+    url: str
+    config: Config
+    ring: KeyRing
+    key: str = ""
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def make_key(self, **asked: Any) -> str:
+        key, text = self.ring.create(NewKey(**asked))
+        self.keys[text] = key.id
+        time.sleep(UNKNOWN_S)  # the server may just have looked for another
+        return text
+
+    def call(self, method: str, path: str, body: Any = None, **options: Any) -> Reply:
+        """`options`: the `key`, "" for none, and `headers`; a body of bytes is sent as it is."""
+        key = options.get("key", self.key)
+        headers = {"X-API-Key": key} if key else {}
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        if data is not None:
+            headers["content-type"] = "application/json"
+        headers |= options.get("headers", {})
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return _reply(answer.status, answer)
+        except urllib.error.HTTPError as error:
+            return _reply(error.code, error)
+
+    def done(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
+        """The answer to a call that must succeed."""
+        reply = self.call(method, path, body, **options)
+        assert reply.status == 200, (method, path, reply)
+        return reply.body
+
+    def say(self, user: str, *texts: str, flush: bool = True, **other: Any) -> list[dict]:
+        """Have a user say something; return what was added."""
+        messages = [{"role": "user", "content": text} for text in texts]
+        body = {"messages": messages, "user_id": user, "async_mode": not flush, **other}
+        return self.done("POST", "/memories", body)["results"]
+
+    def texts(self, user: str, **options: Any) -> set[str]:
+        found = self.done("GET", f"/memories?user_id={user}", **options)["results"]
+        return {memory["memory"] for memory in found}
+
+
+def _reply(status: int, answer: Any) -> Reply:
+    text = answer.read().decode()
+    headers = {name.lower(): value for name, value in answer.headers.items()}
+    is_json = headers.get("content-type", "").partition(";")[0] == "application/json"
+    return Reply(status, json.loads(text) if is_json else text, headers)
+
+
+@contextmanager
+def run_server(config: Config, host: str = "127.0.0.1") -> Iterator[Running]:
+    """Serve the store of a configuration until the block ends."""
+    writer = OnlineWriter(config)
+    writer.start()
+    reader = OnlineReader(config.memory)
+    store = writer.shared.store
+    backend = ThreadedReader(reader), ThreadedWriter(writer)
+    app = create_app(server_of(store, *backend, config.serve), access_of(store, config.serve))
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port = probe.getsockname()[1]
+    settings = uvicorn.Config(app, host=host, port=port, log_level="warning", lifespan="on")
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    running = Running(f"http://{host}:{port}", config, KeyRing(store.database))
+    if config.serve.auth == "keys":
+        running.key = running.make_key(scopes=["admin"])
+    yield running
+    server.should_exit = True
+    thread.join()
+    writer.close()
+
+
+def fake_config(folder: Path, **serve: Any) -> Config:
+    """Fakes in place of every model; what waits is extracted when a test says so."""
+    config = load_config(FAKES, uri=str(folder / "store"))
+    given = config.serve.model_dump() | {"flush_after_s": 600} | serve
+    return Config.model_validate({**config.model_dump(), "serve": given})
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Start a server of a new store; `serve` are settings of its section."""
+
+    def started(**serve: Any) -> Any:
+        return run_server(fake_config(tmp_path_factory.mktemp("served"), **serve))
+
+    return started
+
+
+@pytest.fixture(scope="session")
+def server(start: Callable[..., Any]) -> Iterator[Running]:
+    """One that all tests share, each with users of its own."""
+    with start(requests_per_minute=100_000) as running:
+        yield running

@@ -1,0 +1,139 @@
+"""What a server does with requests that are too large, too deep, too slow, or no requests."""
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+LIMITS = {
+    "body_bytes": 20_000,
+    "depth": 8,
+    "messages": 3,
+    "characters": 1_000,
+    "seconds": 2.0,
+    "in_flight": 4,
+}
+SAID = {"messages": [{"role": "user", "content": "hello"}], "user_id": "limits"}
+
+
+@pytest.fixture(scope="module")
+def strict(start):
+    with start(limits=LIMITS) as running:
+        yield running
+
+
+def metadata(depth: int) -> dict:
+    return {**SAID, "metadata": json.loads('{"a":' * depth + "1" + "}" * depth)}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"x" * 20_001, 413), (b"{" + b" " * 20_100 + b"}", 413), (metadata(6), 200),
+     (metadata(9), 422), (b"[" * 9_000, 422), (b'{"a":' * 3_000, 422), (b"{", 422), (b"", 422),
+     (b"\xff\xfe", 422), (b"null", 422), (b'{"user_id":"\\ud800"}', 422),
+     ({**SAID, "user_id": "x" * 257}, 422), ({**SAID, "user_id": "a\0b"}, 422),
+     ({**SAID, "user_id": "@acme/x"}, 422), ({**SAID, "messages": SAID["messages"] * 4}, 422),
+     ({**SAID, "messages": []}, 422), ({**SAID, "messages": "x" * 1_001}, 422),
+     ({**SAID, "messages": [{"role": "user", "content": " "}]}, 422),
+     ({**SAID, "timestamp": "never"}, 400), ({**SAID, "timestamp": -5}, 400),
+     ({**SAID, "expiration_date": "soon"}, 422), ({**SAID, "prompt": "be kind"}, 400),
+     ({**SAID, "surprise": 1}, 422)],
+)  # fmt: skip
+def test_a_wrong_body_is_refused_with_a_reason(strict, body, status):
+    reply = strict.call("POST", "/memories", body)
+    assert reply.status == status, reply
+    assert status == 200 or reply.body["detail"]
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{"AND": {}}, {"AND": []}, {"x": {"like": "y"}}, {"created_at": {"gt": "x"}}, {"": 1},
+     {"OR": [{"OR": [{"OR": [1]}]}]}, {"x": {"in": "y"}}, {"NOT": 3}],
+)  # fmt: skip
+def test_a_wrong_filter_is_refused_with_a_reason(strict, filters):
+    body = {"query": "x", "user_id": "limits", "filters": filters}
+    reply = strict.call("POST", "/search", body)
+    assert reply.status == 400
+    assert "\n" not in reply.body["detail"]
+
+
+def test_no_answer_repeats_a_secret_that_was_sent_wrongly(strict):
+    body = {**SAID, "user_id": {"password": "hunter2"}}
+    assert "hunter2" not in str(strict.call("POST", "/memories", body).body)
+
+
+def test_each_answer_has_the_id_of_its_request(strict):
+    given = {"X-Request-ID": "trace-17"}
+    paths = ("/health", "/memories/x", "/nowhere", "/memories")
+    for path in paths:
+        assert strict.call("GET", path, headers=given).headers["x-request-id"] == "trace-17"
+        made = strict.call("GET", path, headers={"X-Request-ID": "bad id\t"}).headers
+        assert len(made["x-request-id"]) == 16
+
+
+def raw(strict, text: bytes) -> socket.socket:
+    host, port = strict.url.removeprefix("http://").split(":")
+    link = socket.create_connection((host, int(port)), timeout=30)
+    head = f"POST /memories HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {strict.key}\r\n"
+    link.sendall(head.encode() + b"Content-Type: application/json\r\n" + text)
+    return link
+
+
+def status_of(link: socket.socket) -> int:
+    with link:
+        return int(link.recv(12).split()[1])
+
+
+def test_a_body_that_does_not_end_is_not_waited_for(strict):
+    started = time.monotonic()
+    assert status_of(raw(strict, b"Content-Length: 100\r\n\r\n{")) == 504
+    assert time.monotonic() - started < 10
+
+
+def test_a_body_without_a_length_is_bounded_too(strict):
+    chunk = b"2710\r\n" + b"x" * 10_000 + b"\r\n"
+    assert status_of(raw(strict, b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 3)) == 413
+
+
+def test_more_at_once_than_the_server_bears_are_told_to_come_again(strict):
+    held = [raw(strict, b"Content-Length: 100\r\n\r\n{") for _ in range(4)]
+    until = time.monotonic() + 1.5
+    while (reply := strict.call("GET", "/health")).status == 200:
+        assert time.monotonic() < until
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+    assert [status_of(link) for link in held] == [504] * 4
+    assert strict.call("GET", "/health").status == 200
+
+
+def test_writers_at_once_lose_nothing_and_double_nothing(server):
+    def add(number: int) -> None:
+        body = {"messages": [{"role": "user", "content": f"fact {number % 12}"}], "user_id": "many"}
+        server.done("POST", "/memories", {**body, "run_id": f"r{number % 12}"})
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.texts("many") == {f"fact {number}" for number in range(12)}
+
+
+def test_what_is_counted_names_routes_and_no_users(server):
+    server.say("counted-user", "hello there")
+    server.call("GET", "/memories?user_id=counted-user")
+    server.call("GET", "/nowhere/counted-user")
+    text = server.done("GET", "/metrics")
+    assert 'lightmem_request_seconds_count{method="GET",route="/memories",status="200"}' in text
+    assert 'route="none",status="404"' in text
+    assert 'lightmem_messages_total{state="accepted"}' in text
+    assert "lightmem_last_write_timestamp_seconds 1." in text
+    assert "counted-user" not in text
+
+
+def test_health_needs_no_key_and_says_when_a_write_succeeded(server):
+    server.say("health", "hello there")
+    found = server.done("GET", "/health", key="")
+    assert (found["status"], found["embedder"], found["shards"]) == ("ok", "hash-384", 1)
+    assert 0 <= found["last_write_age_s"] < 60
