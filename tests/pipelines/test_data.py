@@ -139,7 +139,7 @@ def test_an_erase_that_was_cut_off_before_the_rows_went_is_finished_by_the_next(
         raise OSError("it died")
 
     with monkeypatch.context() as patch:
-        patch.setattr("lightmem_pipelines.erase.erase_rows", dies)
+        patch.setattr("lightmem_core.long_term.run_files.erase_rows", dies)
         with pytest.raises(OSError, match="died"):
             erase(config, "eve-the-erased")
     assert erase(config, "eve-the-erased").status == "done"
