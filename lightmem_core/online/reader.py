@@ -1,0 +1,195 @@
+"""Reading online: what was just accepted, what is stored, and what it was."""
+
+from __future__ import annotations
+
+import builtins
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from threading import Lock
+
+import numpy as np
+
+from lightmem_core import factory
+from lightmem_core.config import MemoryConfig
+from lightmem_core.long_term.provenance import Provenance
+from lightmem_core.long_term.retrieve import Hit, Query, Retrieval
+from lightmem_core.long_term.runs import Run
+from lightmem_core.long_term.shard import Shard
+from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_core.long_term.tables import now_ms, of_users, quoted, read
+from lightmem_core.long_term.versions import EntryHistory, history_of
+from lightmem_core.long_term.warm import twice
+from lightmem_core.metadata import expired
+from lightmem_core.online.context import packed
+from lightmem_core.online.known_users import KnownUsers
+from lightmem_core.online.provisional import Provisional
+from lightmem_core.online.service import Context, Filter
+from lightmem_core.protocols import Embedder
+from lightmem_core.schema import from_table
+from lightmem_core.types import Entry
+
+MOST_RUNS = 100
+MOST_OWNERS = 100_000
+
+
+class OnlineReader:
+    """Reads a store that others write to. Safe for many threads; what is accepted or committed is
+    seen by the next call."""
+
+    def __init__(self, config: MemoryConfig):
+        """Raise StoreError if there is no store yet, or one of another embedder."""
+        embedder = Turns(factory.embedder(config))
+        self.store = MemoryStore.open(config.store, VectorModel.of(embedder))
+        self.waiting = Provisional(embedder, self.store)
+        reranker = factory.reranker(config)
+        self.retrieval = Retrieval(embedder, self.store, reranker, self.waiting)
+        self.tokenizer = factory.tokenizer(config)
+        self.known = KnownUsers(self.store, self.waiting)
+        self._owners = Owners()
+
+    def search(self, queries: Sequence[Query]) -> builtins.list[builtins.list[Hit]]:
+        return self.answer(queries, self.embed(queries))
+
+    def embed(self, queries: Sequence[Query]) -> np.ndarray:
+        """float32, shape (len(queries), dim)."""
+        return self.retrieval.embed(queries)
+
+    def answer(
+        self, queries: Sequence[Query], vectors: np.ndarray
+    ) -> builtins.list[builtins.list[Hit]]:
+        """A search with the queries' vectors. Raise ConfigError if there is no reranker for it."""
+        found = self.retrieval.answer(queries, vectors)
+        self._owners.note(hit.entry for hits in found for hit in hits)
+        return found
+
+    def get(self, entry_id: str, user_id: str | None = None) -> Entry | None:
+        """An entry, also a tombstone, or a message that waits, by its whole id."""
+        owner = user_id or self._owners.of(entry_id)
+        if owner is None:
+            found = self.waiting.find(entry_id) or _anywhere(self.store, entry_id)
+            self._owners.note([found] if found else [])
+            return found
+        waiting = {entry.id: entry for entry in self.waiting.entries(owner)}
+        stored = _read_entry(self.store.shard_for(owner), entry_id, owner)
+        return stored or waiting.get(entry_id)
+
+    def _required(self, entry_id: str, user_id: str) -> Entry:
+        found = self.get(entry_id, user_id)
+        if found is None:
+            raise KeyError(f"the user has no memory {entry_id!r:.60}")
+        return found
+
+    def list(
+        self,
+        user_id: str,
+        limit: int,
+        after: str = "",
+        wanted: Filter | None = None,
+        show_expired: bool = False,
+    ) -> builtins.list[Entry]:
+        """A user's active entries and what waits, newest first; `after` is the last one of the page
+        before, whatever became of it. Raise ValueError if the user has no such entry."""
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, got {limit}")
+        newest = self.retrieval.users.of(user_id).entries[::-1]
+        now = now_ms()
+        allowed = (
+            entry
+            for entry in newest[_behind(newest, after) :]
+            if entry.active
+            and (show_expired or not expired(entry.metadata, now))
+            and (wanted is None or wanted.matches(entry))
+        )
+        page = list(islice(allowed, limit))
+        self._owners.note(page)
+        return page
+
+    def history(self, entry_id: str, user_id: str) -> EntryHistory:
+        """Raise KeyError if the user has no such entry."""
+        entry = self._required(entry_id, user_id)
+        if any(source.message_id == entry.id for source in entry.sources):  # it only waits
+            return EntryHistory(entry, [])
+        return history_of(self.store.shard_for(user_id), entry)
+
+    def provenance(self, entry_id: str, user_id: str) -> Provenance:
+        """Why an entry is known. Raise KeyError if the user has no such entry."""
+        entry, shard = self._required(entry_id, user_id), self.store.shard_for(user_id)
+        ids = {source.message_id for source in (*entry.sources, *entry.absorbed)}
+        waiting = [message for message in self.waiting.messages(user_id) if message.id in ids]
+        stored = shard.sources(user_id, (*entry.sources, *entry.absorbed))
+        known = {message.id for message in stored}
+        messages = [*stored, *(message for message in waiting if message.id not in known)]
+        successor = self.get(entry.superseded_by, user_id) if entry.superseded_by else None
+        return Provenance(entry, messages, shard.superseded_by(entry), successor)
+
+    def context(self, query: Query, tokens: int) -> Context:
+        """The best memories that fit in so many tokens, at most the query's limit."""
+        return self.packed(self.search([query])[0], tokens)
+
+    def packed(self, hits: Sequence[Hit], tokens: int) -> Context:
+        return packed(hits, tokens, self.tokenizer)
+
+    def users(self, limit: int, after: str = "", prefix: str = "") -> builtins.list[str]:
+        """Users that have anything, in the order of their ids, those behind `after`."""
+        return self.known.page(limit, after, prefix)
+
+    def runs(self) -> builtins.list[Run]:
+        """The latest runs, newest first."""
+        return self.store.runs.latest(MOST_RUNS)
+
+
+class Turns:
+    """An embedder that threads use one after the other."""
+
+    def __init__(self, embedder: Embedder):
+        self.embedder, self.name, self.dim = embedder, embedder.name, embedder.dim
+        self._turn = Lock()
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        with self._turn:
+            return self.embedder.encode(texts)
+
+
+class Owners:
+    """Whose the entries are that were handed out lately: to look for an id in a whole store takes
+    long."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._known: OrderedDict[str, str] = OrderedDict()
+
+    def note(self, entries: Iterable[Entry]) -> None:
+        with self._lock:
+            for entry in entries:
+                self._known[entry.id] = entry.user_id
+                self._known.move_to_end(entry.id)
+            while len(self._known) > MOST_OWNERS:
+                self._known.popitem(last=False)
+
+    def of(self, entry_id: str) -> str | None:
+        return self._known.get(entry_id)
+
+
+def _anywhere(store: MemoryStore, entry_id: str) -> Entry | None:
+    found = (_read_entry(shard, entry_id) for shard in store.shards)
+    return next((entry for entry in found if entry), None)
+
+
+def _read_entry(shard: Shard, entry_id: str, user_id: str = "") -> Entry | None:
+    where = f"id = {quoted(entry_id)}" + (f" AND {of_users([user_id])}" if user_id else "")
+    found = twice(lambda: from_table(read(shard.entries, where), Entry))
+    return found[0] if found else None
+
+
+def _behind(entries: Sequence[Entry], after: str) -> int:
+    """Where a page begins. What waited when the page before was made may be extracted by now."""
+    if not after:
+        return 0
+    for place, entry in enumerate(entries):
+        if entry.id == after:
+            return place + 1
+    for place, entry in enumerate(entries):
+        if any(source.message_id == after for source in entry.sources):
+            return place + 1
+    raise ValueError(f"there is no memory {after!r:.60} to go on after: begin with the first page")
