@@ -25,6 +25,7 @@ from lightmem_core.long_term.tables import (
 )
 from lightmem_core.online.service import Incoming
 from lightmem_core.schema import from_table, schema_of, to_table
+from lightmem_core.types import stable_id
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,7 +69,8 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Line:
     """A message of a job, from line `number` of it. It waits, or was added and waits for its
-    extraction; `error` says why it never will be."""
+    extraction; `error` says why it never will be. No id is part of another: an erase looks for
+    those of the user in all files."""
 
     id: str
     job_id: str
@@ -81,7 +83,7 @@ class Line:
 
     @classmethod
     def of(cls, job_id: str, number: int, user_id: str = "", **other: Any) -> Line:
-        return cls(f"{job_id}.{number}", job_id, number, user_id, **other)
+        return cls(stable_id("line", job_id, number), job_id, number, user_id, **other)
 
     @property
     def incoming(self) -> Incoming:

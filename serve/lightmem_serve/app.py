@@ -6,7 +6,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
 from ray.serve.handle import DeploymentHandle
 
 from lightmem_core import factory, load_config
@@ -18,7 +22,12 @@ from lightmem_serve.api import access_of, create_app, server_of
 from lightmem_serve.reading import reader_of
 from lightmem_serve.writing import writer_of
 
-GONE = (RayActorError, BackPressureError, DeploymentUnavailableError)
+GONE = (
+    RayActorError,
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
 MOST_AT_ONCE = 1_000  # beyond the server's own limit, which answers what it refuses
 
 

@@ -70,9 +70,15 @@ def refused(status: int, detail: str, headers: Mapping[str, str] | None = None) 
     return HTTPException(status, clean(detail), dict(headers) if headers else None)
 
 
+def unable(error: LightMemError) -> HTTPException:
+    """What stands in the way is the log's to say: it may name files, machines, other users."""
+    log.warning("a request is refused for now: %s", error)
+    return refused(503, "the server cannot do this now: try again", RETRY_AFTER)
+
+
 @contextmanager
 def told() -> Iterator[None]:
-    """Tell the client what the store says of its request: a StoreError may pass with time."""
+    """Tell the client what is wrong with its request. What is wrong with the store may pass."""
     try:
         yield
     except KeyError as error:
@@ -80,7 +86,7 @@ def told() -> Iterator[None]:
     except ConfigError as error:
         raise refused(400, str(error)) from error
     except LightMemError as error:
-        raise refused(503, str(error), RETRY_AFTER) from error
+        raise unable(error) from error
     except BadField as error:
         raise refused(422, error.detail) from error
     except ValueError as error:
@@ -115,7 +121,8 @@ async def _http(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _store(_: Request, error: Exception) -> JSONResponse:
-    return answer(503, clean(str(error)), RETRY_AFTER)
+    assert isinstance(error, StoreError)
+    return answer(503, unable(error).detail, RETRY_AFTER)
 
 
 def _shown(part: Any) -> Any:

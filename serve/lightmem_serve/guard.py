@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lightmem_core.config import LimitsConfig
 from lightmem_core.errors import StoreError
 from lightmem_serve.access import Access
-from lightmem_serve.errors import RETRY_AFTER, answer, log, refused
+from lightmem_serve.errors import RETRY_AFTER, answer, log, refused, unable
 from lightmem_serve.metrics import Metrics
 
 PUBLIC = frozenset({"/health", "/openapi.json"})
@@ -53,7 +53,7 @@ class Guard:
         except HTTPException as error:
             await _refuse(error, scope, receive, send)
         except StoreError as error:
-            await _refuse(refused(503, str(error), RETRY_AFTER), scope, receive, send)
+            await _refuse(unable(error), scope, receive, send)
         except Exception:  # noqa: BLE001  whatever it is, the client is told of no more
             log.exception("request %s failed", send.request_id)
             await _refuse(_fault(send.request_id), scope, receive, send)

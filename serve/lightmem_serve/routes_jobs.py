@@ -4,6 +4,7 @@ import json
 import secrets
 from collections.abc import Iterator
 from datetime import UTC
+from functools import partial
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
@@ -120,16 +121,18 @@ def _read(body: bytes, caller: Caller, job_id: str) -> list[Line]:
 
 
 def _line(caller: Caller, job_id: str, number: int, text: bytes) -> Line:
-    """A line of an upload, or the reason why it is wrong."""
+    """A line of an upload, or the reason why it is wrong. All of a job of one user is that user's,
+    to be erased with it."""
+    wrong = partial(Line.of, job_id, number, caller.user_id)
     try:
         (found,) = _parsed(text)
         if not isinstance(found, Message):
-            return Line.of(job_id, number, error=f"{found.reason}: {found.detail}")
+            return wrong(error=f"{found.reason}: {found.detail}")
         owner = caller.owner(found.user_id)
     except (ValueError, RecursionError) as error:
-        return Line.of(job_id, number, error=f"bad_json: {clean(str(error))}"[:300])
+        return wrong(error=f"bad_json: {clean(str(error))}"[:300])
     except HTTPException as error:
-        return Line.of(job_id, number, error=f"refused: {error.detail}"[:300])
+        return wrong(error=f"refused: {error.detail}"[:300])
     message = message_text(_incoming(found))
     return Line.of(job_id, number, owner, session_id=found.session_id, message=message)
 

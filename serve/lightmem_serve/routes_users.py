@@ -36,7 +36,7 @@ async def list_users(
     return UsersResponse(results=found[:limit], next=found[limit - 1] if found[limit:] else None)
 
 
-@router.post("/users/{user_id:path}/sleep", dependencies=[writes], responses=documented())
+@router.post("/users/{user_id:path}/sleep", dependencies=[writes], responses=documented(404))
 async def sleep(user_id: UserId, caller: Asking, server: Serving) -> Slept:
     """Consolidate a user's memories: what was said again is merged, what has changed superseded.
     `lightmem undo` takes it back."""
@@ -45,7 +45,7 @@ async def sleep(user_id: UserId, caller: Asking, server: Serving) -> Slept:
         return Slept(decisions=await server.writer.sleep(owner))
 
 
-@router.post("/users/{user_id:path}/flush", dependencies=[writes], responses=documented())
+@router.post("/users/{user_id:path}/flush", dependencies=[writes], responses=documented(404))
 async def flush(user_id: UserId, caller: Asking, server: Serving) -> Flushed:
     """Extract now what waits of a user."""
     owner = caller.owner(user_id)

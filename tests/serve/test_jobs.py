@@ -151,3 +151,17 @@ def test_a_job_of_a_server_that_died_is_finished_by_the_next(server):
     JobStore(store.database).submit(left, lines)
     assert ended(server, "job_left")["request_counts"]["completed"] == 1
     assert len(server.texts("j-left")) == 1
+
+
+def test_who_is_erased_is_gone_from_jobs_and_others_are_not(server):
+    key = server.make_key(user="j-gone", scopes=["admin"])
+    text = "\n".join(json.dumps(row) for row in [*rows("j-gone", 12), *rows("j-else", 1)])
+    made = server.done("POST", "/jobs", text.encode(), key=key, headers=JSONL)
+    mixed = upload(server, [*rows("j-gone", 11, session_id="s2"), *rows("j-stays", 11), "{"])
+    for job in (made, mixed):
+        ended(server, job["id"])
+    assert server.done("DELETE", "/memories?user_id=j-gone")["counts"]
+    assert server.call("GET", f"/jobs/{made['id']}").status == 404
+    assert server.call("GET", "/memories", key=key).status == 401
+    assert server.done("GET", f"/jobs/{mixed['id']}")["request_counts"]["failed"] == 1
+    assert len(server.texts("j-stays")) == 11
