@@ -1,0 +1,97 @@
+"""The reader on Ray Serve: queries that arrive together are embedded together."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from ray import serve
+
+from lightmem_core.config import Config
+from lightmem_core.long_term.provenance import Provenance
+from lightmem_core.long_term.retrieve import Hit, Query
+from lightmem_core.long_term.runs import Run
+from lightmem_core.long_term.versions import EntryHistory
+from lightmem_core.online.reader import OnlineReader
+from lightmem_core.online.service import Context, Filter
+from lightmem_core.types import Entry
+
+THREADS = 8  # that read and rank at once
+T = TypeVar("T")
+# where a method is named `list`
+Entries = list[Entry]
+Ids = list[str]
+Runs = list[Run]
+
+
+@serve.deployment
+class Reader:
+    """`OnlineReader`, awaited, one query a call. A model call never keeps those waiting who only
+    read; a query that fails fails alone."""
+
+    def __init__(self, config: Config):
+        self.reader = OnlineReader(config.memory)
+        self.embedding = ThreadPoolExecutor(1, "embed")
+        self.threads = ThreadPoolExecutor(THREADS, "read")
+        batched: Any = self.embedded
+        batched.set_max_batch_size(config.serve.max_batch_size)
+        batched.set_batch_wait_timeout_s(config.serve.batch_wait_ms / 1000)
+
+    async def search(self, query: Query) -> list[Hit]:
+        vector = await self.embedded(query)
+        (hits,) = await self._read(self.reader.answer, [query], vector[None])
+        return hits
+
+    @serve.batch
+    async def embedded(self, queries: list[Query]) -> list[np.ndarray]:
+        loop = asyncio.get_running_loop()
+        return list(await loop.run_in_executor(self.embedding, self.reader.embed, queries))
+
+    async def context(self, query: Query, tokens: int) -> Context:
+        return await self._read(self.reader.packed, await self.search(query), tokens)
+
+    async def get(self, entry_id: str, user_id: str | None = None) -> Entry | None:
+        return await self._read(self.reader.get, entry_id, user_id)
+
+    async def list(
+        self,
+        user_id: str,
+        limit: int,
+        after: str = "",
+        wanted: Filter | None = None,
+        show_expired: bool = False,
+    ) -> Entries:
+        return await self._read(self.reader.list, user_id, limit, after, wanted, show_expired)
+
+    async def history(self, entry_id: str, user_id: str) -> EntryHistory:
+        return await self._read(self.reader.history, entry_id, user_id)
+
+    async def provenance(self, entry_id: str, user_id: str) -> Provenance:
+        return await self._read(self.reader.provenance, entry_id, user_id)
+
+    async def users(self, limit: int, after: str = "", prefix: str = "") -> Ids:
+        return await self._read(self.reader.users, limit, after, prefix)
+
+    async def runs(self) -> Runs:
+        return await self._read(self.reader.runs)
+
+    async def check_health(self) -> None:
+        """Raise StoreError if the store holds other vectors than when this replica was started."""
+        await self._read(self.reader.store.confirm)
+
+    async def _read(self, call: Callable[..., T], *args: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.threads, partial(call, *args))
+
+
+def reader_of(config: Config) -> serve.Application:
+    """As many replicas as configured; each takes as many requests as fill two batches, and those
+    that are ranked meanwhile."""
+    ongoing = 2 * config.serve.max_batch_size + 2 * THREADS
+    return Reader.options(
+        num_replicas=config.serve.replicas,
+        max_ongoing_requests=ongoing,
+        ray_actor_options={"num_cpus": config.serve.cpus},
+    ).bind(config)

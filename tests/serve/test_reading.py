@@ -1,0 +1,79 @@
+"""The reader behind Ray Serve answers what it answers without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from lightmem_core.config import Component, Config, MemoryConfig, PipelinesConfig, StoreConfig
+from lightmem_core.encoders.hashing import HashEmbedder
+from lightmem_core.long_term.retrieve import Query
+from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_core.online.filters import parse
+from lightmem_core.online.inbox import Inbox, Waiting
+from lightmem_core.online.reader import OnlineReader
+from lightmem_pipelines.cluster import ray_session
+from lightmem_serve.reading import reader_of
+
+pytestmark = pytest.mark.ray
+
+SAID = ("we adopted a beagle", "the roof leaks", "tickets to Lisbon", "my sister paints")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Of a store in which the same waits of eight users."""
+    store = StoreConfig(uri=str(tmp_path_factory.mktemp("read") / "store"))
+    embedder = Component(use="hash", options={"dim": 16})
+    memory = MemoryConfig(tokenizer=Component(use="words"), embedder=embedder, store=store)
+    made = MemoryStore.create(store, VectorModel.of(HashEmbedder(16)))
+    rows = [
+        Waiting(f"{user}{at}", f"user{user}", "s1", at, "user", text, at, "", "", "", "")
+        for user in range(8)
+        for at, text in enumerate(SAID)
+    ]
+    Inbox.of(made, "user0").accept(rows)
+    return Config(memory=memory, pipelines=PipelinesConfig(num_cpus=2))
+
+
+@pytest.fixture(scope="module")
+def handle(config: Config) -> Iterator[DeploymentHandle]:
+    with ray_session(config.pipelines):
+        serve.start(http_options={"host": None})  # pyright: ignore[reportArgumentType]
+        yield serve.run(reader_of(config))
+        serve.shutdown()
+
+
+def test_requests_at_once_are_answered_each_as_alone(config: Config, handle: DeploymentHandle):
+    direct = OnlineReader(config.memory)
+    queries = [
+        Query(f"user{number % 8}", text, 2, wanted=parse({"run_id": "s1"}))
+        for number, text in enumerate(SAID * 5)
+    ]
+    answers = [handle.search.remote(query) for query in queries]
+    for query, answer in zip(queries, answers, strict=True):
+        (expected,) = direct.search([query])
+        assert [(h.entry.id, h.score) for h in answer.result(timeout_s=60)] == [
+            (h.entry.id, h.score) for h in expected
+        ]
+
+
+def test_everything_else_is_answered_too_and_errors_keep_their_kind(
+    config: Config, handle: DeploymentHandle
+):
+    direct = OnlineReader(config.memory)
+    query = Query("user1", "beagle", 9)
+    context = handle.context.remote(query, 30).result(timeout_s=60)
+    assert context.text == direct.context(query, 30).text
+    assert handle.users.remote(3).result(timeout_s=60) == ["user0", "user1", "user2"]
+    listed = handle.list.remote("user2", 9).result(timeout_s=60)
+    assert [entry.text for entry in listed] == list(reversed(SAID))
+    assert handle.get.remote("21", "user2").result(timeout_s=60).text == SAID[1]
+    assert handle.get.remote("21", "user3").result(timeout_s=60) is None
+    with pytest.raises(KeyError, match="the user has no memory"):
+        handle.history.remote("21", "user3").result(timeout_s=60)
+    with pytest.raises(ValueError, match="begin with the first page"):
+        handle.list.remote("user2", 9, "nothing").result(timeout_s=60)
