@@ -18,6 +18,7 @@ from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import now_ms
 from lightmem_core.online.filters import parse
 from lightmem_core.online.inbox import Inbox, Waiting
+from lightmem_core.online.provisional import Provisional
 from lightmem_core.online.reader import OnlineReader
 from lightmem_core.schema import to_table
 from lightmem_core.types import DELETED, Entry, Extracted, Message, Source
@@ -130,6 +131,37 @@ def test_a_message_is_seen_or_its_entries_but_never_both_or_neither(
     assert deleted.text not in texts(found(reader))
 
 
+class Interrupted:
+    """What waits, extracted by another process just before or after it is read."""
+
+    def __init__(self, waiting: Provisional, flush: Callable[[], None], early: bool):
+        self.waiting, self.flush, self.early = waiting, flush, early
+        self.messages = waiting.messages
+
+    def entries(self, user_id: str) -> Sequence[Entry]:
+        if self.early:
+            self.flush()
+        found = self.waiting.entries(user_id)
+        if not self.early:
+            self.flush()
+        return found
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_message_that_is_extracted_while_it_is_read_is_seen_once(
+    reader: OnlineReader, accept: Accept, extract: Extract, store: MemoryStore, early: bool
+):
+    messages = accept(*SAID)
+    assert len(found(reader)) == len(SAID)
+
+    def flush() -> None:
+        extract(messages)
+        Inbox.of(store, "ada").remove([m.id for m in messages])
+
+    reader.retrieval.users.waiting = Interrupted(reader.waiting, flush, early)
+    assert sorted(texts(found(reader))) == sorted(SAID)
+
+
 def test_under_way_nothing_that_was_accepted_is_ever_missing(
     memory: MemoryConfig, accept: Accept, extract: Extract, store: MemoryStore
 ):
@@ -226,9 +258,12 @@ def test_neighbours_are_the_messages_around_the_sources_waiting_ones_too(
     assert near(1) == list(SAID[:3])
     assert near(9) == [*SAID, "and it rains in"]
     assert near(9, as_of=before) == list(SAID)
+    extract(accept("Porto", start=5), silent=accept("every day", start=6))
+    assert near(9) == [*SAID, "and it rains in", "Porto", "every day"]
+    assert near(9, as_of=before) == list(SAID)
     assert near(0) == []
     (waiting,) = reader.search([Query("ada", "it rains", 1, neighbours=1)])[0]
-    assert [m.content for m in waiting.neighbours] == [SAID[3], "and it rains in"]
+    assert [m.content for m in waiting.neighbours] == [SAID[3], "and it rains in", "Porto"]
     with pytest.raises(ValueError, match="neighbours must be from 0 to 50"):
         Query("ada", "x", neighbours=51)
 
