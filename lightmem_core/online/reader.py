@@ -23,6 +23,7 @@ from lightmem_core.long_term.warm import twice
 from lightmem_core.metadata import expired
 from lightmem_core.online.context import packed
 from lightmem_core.online.known_users import KnownUsers
+from lightmem_core.online.overview import Asked, Changes, Story, TimeLine, changes, story, time_line
 from lightmem_core.online.provisional import Provisional
 from lightmem_core.online.service import Context, Filter
 from lightmem_core.protocols import Embedder
@@ -122,6 +123,23 @@ class OnlineReader:
         messages = [*stored, *(message for message in waiting if message.id not in known)]
         successor = self.get(entry.superseded_by, user_id) if entry.superseded_by else None
         return Provenance(entry, messages, shard.superseded_by(entry), successor)
+
+    def story(self, entry_id: str, user_id: str, reach: int) -> Story:
+        """Why an entry is known, what it was, and the messages up to `reach` places around its
+        sources. Raise KeyError if the user has no such entry."""
+        known, shard = self.provenance(entry_id, user_id), self.store.shard_for(user_id)
+        past = self.history(entry_id, user_id)
+        return story(shard, known, past, reach, self.waiting.messages(user_id))
+
+    def time_line(self, user_id: str, asked: Asked) -> TimeLine:
+        """All that a user has, tombstones too, and one page of it. Raise ValueError if there is no
+        entry to go on from."""
+        return time_line(self.retrieval.users.of(user_id).entries, asked)
+
+    def changes(self, user_id: str, limit: int, run_id: str = "") -> Changes:
+        """What runs changed of a user's memories, newest first."""
+        entries = self.retrieval.users.of(user_id).entries
+        return changes(self.store.shard_for(user_id), entries, limit, run_id)
 
     def context(self, query: Query, tokens: int) -> Context:
         """The best memories that fit in so many tokens, at most the query's limit."""

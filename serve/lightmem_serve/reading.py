@@ -14,6 +14,7 @@ from lightmem_core.long_term.provenance import Provenance
 from lightmem_core.long_term.retrieve import Hit, Query
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory
+from lightmem_core.online.overview import Asked, Changes, Story, TimeLine
 from lightmem_core.online.reader import OnlineReader
 from lightmem_core.online.service import Context, Filter
 from lightmem_core.types import Entry
@@ -70,6 +71,15 @@ class Reader:
 
     async def provenance(self, entry_id: str, user_id: str) -> Provenance:
         return await self._read(self.reader.provenance, entry_id, user_id)
+
+    async def story(self, entry_id: str, user_id: str, reach: int) -> Story:
+        return await self._read(self.reader.story, entry_id, user_id, reach)
+
+    async def time_line(self, user_id: str, asked: Asked) -> TimeLine:
+        return await self._read(self.reader.time_line, user_id, asked)
+
+    async def changes(self, user_id: str, limit: int, run_id: str = "") -> Changes:
+        return await self._read(self.reader.changes, user_id, limit, run_id)
 
     async def users(self, limit: int, after: str = "", prefix: str = "") -> Ids:
         return await self._read(self.reader.users, limit, after, prefix)
