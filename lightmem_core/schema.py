@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
+from itertools import islice
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -25,8 +26,7 @@ SCALARS: dict[Any, pa.DataType] = {
 @cache
 def schema_of(cls: type) -> pa.Schema:
     """The schema of a row type: tuples of rows become lists of structs, vectors lists of float."""
-    hints = get_type_hints(cls)
-    return pa.schema([(f.name, _arrow_type(hints[f.name])) for f in fields(cls)])
+    return pa.schema([(name, _arrow_type(hint)) for name, hint in _hints(cls).items()])
 
 
 def to_table(rows: Sequence[Any], cls: type) -> pa.Table:
@@ -38,25 +38,38 @@ def to_table(rows: Sequence[Any], cls: type) -> pa.Table:
 
 def from_table(table: pa.Table, cls: type[T]) -> list[T]:
     """Rows of `cls` from the columns of its schema; other columns are ignored."""
-    names = [f.name for f in fields(cls) if f.name in table.column_names]  # pyright: ignore[reportArgumentType]
-    vectors = [name for name in _vector_names(cls) if name in names]
-    read = _reader(cls)
-    rows = table.select([n for n in names if n not in vectors]).to_pylist()
-    for name in vectors:
-        for row, vector in zip(rows, _vectors(table[name]), strict=True):
-            row[name] = vector
-    return [read(row) for row in rows]
+    hints = _hints(cls)
+    names = [name for name in hints if name in table.column_names]
+    columns = [_values(table[name], hints[name]) for name in names]
+    if len(names) == len(hints):
+        return list(map(cls, *columns))
+    return [cls(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls)}
+
+
+def _values(column: pa.ChunkedArray, hint: Any) -> Sequence[Any]:
+    """What a field is of each row, made for the whole column at once."""
+    if _is_vector(hint):
+        return _vectors(column)
+    if get_origin(hint) is not tuple:
+        return column.to_pylist()
+    inner = _row_type(hint)
+    if inner is None:
+        return list(map(tuple, column.to_pylist()))
+    nested = column.combine_chunks()
+    rows = iter(from_table(pa.Table.from_struct_array(nested.flatten()), inner))
+    return [tuple(islice(rows, count)) for count in nested.value_lengths().to_pylist()]
 
 
 def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
     """A column of equally long vectors as float32, shape (rows, dim)."""
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return flat.astype(np.float32, copy=False).reshape(len(column), -1)
-
-
-@cache
-def _vector_names(cls: type) -> list[str]:
-    return [name for name, hint in get_type_hints(cls).items() if _is_vector(hint)]
 
 
 def _vectors(column: pa.ChunkedArray) -> Sequence[np.ndarray | None]:
@@ -94,8 +107,7 @@ def _row_type(hint: Any) -> type | None:
 
 @cache
 def _plain_getters(cls: type) -> list[tuple[str, Callable[[Any], Any]]]:
-    hints = get_type_hints(cls)
-    return [(f.name, _getter(f.name, _row_type(hints[f.name]))) for f in fields(cls)]
+    return [(name, _getter(name, _row_type(hint))) for name, hint in _hints(cls).items()]
 
 
 def _getter(name: str, inner: type | None) -> Callable[[Any], Any]:
@@ -103,30 +115,3 @@ def _getter(name: str, inner: type | None) -> Callable[[Any], Any]:
         return lambda row: getattr(row, name)
     getters = _plain_getters(inner)
     return lambda row: [{n: get(item) for n, get in getters} for item in getattr(row, name)]
-
-
-@cache
-def _reader(cls: type[T]) -> Callable[[dict[str, Any]], T]:
-    converters = {name: _converter(hint) for name, hint in get_type_hints(cls).items()}
-    needed = {name: convert for name, convert in converters.items() if convert is not None}
-
-    def read(record: dict[str, Any]) -> T:
-        for name, convert in needed.items():
-            if name in record:
-                record[name] = convert(record[name])
-        return cls(**record)
-
-    return read
-
-
-def _converter(hint: Any) -> Callable[[Any], Any] | None:
-    """What makes a field's value of what Arrow holds for it; None if that is the value."""
-    if _is_vector(hint):
-        return _vector
-    if get_origin(hint) is not tuple:
-        return None
-    inner = _row_type(hint)
-    if inner is None:
-        return tuple
-    read = _reader(inner)
-    return lambda items: tuple(map(read, items))
