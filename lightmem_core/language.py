@@ -44,6 +44,8 @@ def frequencies(language: str) -> dict[str, float]:
 
 
 def words(text: str) -> list[str]:
+    if text.isascii():
+        return WORD.findall(text.lower())
     return [word.lower().replace("’", "'") for word in WORD.findall(text)]
 
 

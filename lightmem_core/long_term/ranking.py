@@ -100,7 +100,11 @@ class UserIndex:
         said = dict.fromkeys(word for line in lines for word in line)
         self._language = self.model.language_of(list(islice(said, SAMPLE)))
         vocabulary: dict[str, int] = {}
-        rows = [[vocabulary.setdefault(t, len(vocabulary)) for t in self._terms(w)] for w in lines]
+        terms = {
+            word: [vocabulary.setdefault(t, len(vocabulary)) for t in _terms(word, self._language)]
+            for word in said
+        }
+        rows = [[term for word in line for term in terms[word]] for line in lines]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         flat = np.array([term for row in rows for term in row], dtype=np.int64)
         size = max(len(rows), 1)
@@ -117,9 +121,6 @@ class UserIndex:
         handed = np.full(len(total), -np.inf)
         np.maximum.at(handed, self._heirs, total)
         return handed
-
-    def _terms(self, line: Sequence[str]) -> list[str]:
-        return [term for word in line for term in _terms(word, self._language)]
 
     def _bm25(self, query: str) -> tuple[np.ndarray, float]:
         """BM25 with neighbours' words counted in, and the share of the query that the best holds.
