@@ -200,10 +200,11 @@ class ServeConfig(Model):
     """Requests that arrive within `batch_wait_ms` are embedded together. Without keys (`auth: off`)
     only this machine is answered; with them a key may ask `requests_per_minute`, unless it was made
     with a limit of its own. Messages that do not fill a buffer are extracted after
-    `flush_after_s`."""
+    `flush_after_s`. A chat is told of memories of at most `chat_memory_tokens`."""
 
     auth: Literal["keys", "off"] = "keys"
     requests_per_minute: int = Field(default=1_200, gt=0)
+    chat_memory_tokens: int = Field(default=1_000, gt=0)
     limits: LimitsConfig = LimitsConfig()
     flush_after_s: float = Field(default=60, gt=0)
     max_batch_size: int = Field(default=32, gt=0)

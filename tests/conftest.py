@@ -69,6 +69,10 @@ class LLMEndpoint:
     def calls(self) -> list[dict[str, Any]]:
         return self._ask("calls")
 
+    def heard(self) -> list[list[dict[str, Any]]]:
+        """The messages of the last calls."""
+        return self._ask("heard")
+
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()

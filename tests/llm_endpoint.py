@@ -2,9 +2,9 @@
 
     python tests/llm_endpoint.py --latency 0.05 --faults '[{"mode": "busy", "share": 0.2}]'
 
-Prints its URL. POST /plan sets latency, faults, seed, context, key or model anew and forgets what
-was counted; GET /stats tells it, GET /calls tells each call. With --log what was paid is known to
-the next process, too. Modes of faults are the methods of `Faulty`.
+Prints its URL. POST /plan sets latency, faults, seed, context, key, model and others anew and
+forgets what was counted; GET /stats tells it, GET /calls each call, GET /heard their messages. With
+--log what was paid is known to the next process, too. Modes of faults are the methods of `Faulty`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import hashlib
 import json
 import os
 import random
+import re
 import ssl
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from email.utils import formatdate
@@ -34,6 +35,11 @@ from lightmem_core.protocols import Tokenizer
 HTML = "<html><head><style>p {}</style></head><body><h1>Bad gateway</h1>sk-secret</body></html>"
 FACTS = {"properties": {"facts": {}}}
 UNPAID = {"html_200", "broken_envelope", "no_choices"}
+STREAM = (
+    b"HTTP/1.1 200 as ordered\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+Sent = bytes | tuple[list[bytes], bool]  # a response, or the parts of one and whether that is all
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Plan:
-    """`context`: the prompt tokens that fit; `key`, `model`: the only ones that are taken."""
+    """`context`: the prompt tokens that fit; `key`, `model`: the only ones that are taken; `says`:
+    the answer to who asks for no schema, with {said} for the last message; `pause`: seconds between
+    the words of a stream."""
 
     latency: float = 0.0
     jitter: float = 0.0
@@ -65,6 +73,8 @@ class Plan:
     context: int | None = None
     key: str = ""
     model: str = ""
+    says: str = ""
+    pause: float = 0.0
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> Plan:
@@ -107,13 +117,42 @@ class Exchange:
     usage: bool = True
     raw: str | None = None
     hang_up: bool = False
+    break_off: bool = False
 
     def fail(self, status: int, message: str, code: str | None = None, param: Any = None) -> None:
         error = {"message": message, "type": "error", "code": code, "param": param}
         self.status, self.raw = status, json.dumps({"error": error})
 
+    @property
+    def streams(self) -> bool:
+        return bool(self.body.get("stream")) and self.raw is None
+
     def completion(self) -> str:
         said = {"role": "assistant", "content": self.text}
+        choice = {"index": 0, "message": said, "finish_reason": self.finish}
+        return json.dumps(self._envelope("", [choice]) | (self._usage() if self.usage else {}))
+
+    def events(self) -> list[str]:
+        """The same as a stream, word by word."""
+        words = re.findall(r"\s*\S+|\s+", self.text)
+        deltas = [{"role": "assistant", "content": ""}, *({"content": word} for word in words), {}]
+        told = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+        told[-1]["finish_reason"] = self.finish
+        chunks = [self._envelope(".chunk", [choice]) for choice in told]
+        if (self.body.get("stream_options") or {}).get("include_usage"):
+            chunks.append(self._envelope(".chunk", []) | self._usage())
+        return [*(json.dumps(chunk, ensure_ascii=False) for chunk in chunks), "[DONE]"]
+
+    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": f"chatcmpl-{self.call.key[:8]}",
+            "object": f"chat.completion{kind}",
+            "created": int(time.time()),
+            "model": self.body.get("model"),
+            "choices": choices,
+        }
+
+    def _usage(self) -> dict[str, Any]:
         call = self.call
         prompt = call.system_tokens + call.data_tokens
         usage = {
@@ -122,14 +161,7 @@ class Exchange:
             "total_tokens": prompt + call.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": call.system_tokens},
         }
-        envelope: dict[str, Any] = {
-            "id": f"chatcmpl-{call.key[:8]}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": self.body.get("model"),
-            "choices": [{"index": 0, "message": said, "finish_reason": self.finish}],
-        }
-        return json.dumps(envelope | ({"usage": usage} if self.usage else {}))
+        return {"usage": usage}
 
 
 class Faulty:
@@ -210,6 +242,10 @@ class Faulty:
     async def hang_up(self, exchange: Exchange, fault: Fault) -> None:
         exchange.hang_up = True
 
+    async def break_off(self, exchange: Exchange, fault: Fault) -> None:
+        """A stream ends in the middle."""
+        exchange.break_off = True
+
     async def down(self, exchange: Exchange, fault: Fault) -> None:
         await self.endpoint.close_for(1.0 if fault.seconds is None else fault.seconds)
         exchange.hang_up = True
@@ -238,6 +274,7 @@ class Endpoint:
         self.calls: list[Call] = []
         self.paid: Counter[str] = Counter()
         self.hits: Counter[tuple[int, str]] = Counter()
+        self.heard: deque[list[dict[str, Any]]] = deque(maxlen=100)
         self.in_flight = 0
         self.timeline: list[tuple[float, int]] = []
 
@@ -265,8 +302,13 @@ class Endpoint:
         self.writers.add(writer)
         try:
             while raw := await self._next(reader, writer):
-                writer.write(raw)
-                await writer.drain()
+                parts, whole = ([raw], True) if isinstance(raw, bytes) else raw
+                for part in parts:
+                    writer.write(part)
+                    await writer.drain()
+                    await asyncio.sleep(self.plan.pause if len(parts) > 1 else 0)
+                if not whole:
+                    break
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -275,7 +317,7 @@ class Endpoint:
 
     async def _next(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bytes | None:
+    ) -> Sent | None:
         """Read one request and give its response. None: hang up."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         method, path, _ = head[0].split()
@@ -292,17 +334,23 @@ class Endpoint:
             return await self._completion(json.loads(sent), headers.get("authorization", ""), gone)
         if (method, path) == ("POST", "/plan"):
             self.restart(Plan.of(json.loads(sent)))
-        answers = {"/v1/models": self.models, "/stats": self.stats, "/calls": self.each}
+        answers: dict[str, Callable[[], Any]] = {
+            "/v1/models": self.models,
+            "/stats": self.stats,
+            "/calls": self.each,
+            "/heard": lambda: list(self.heard),
+        }
         return _response(200, json.dumps(answers.get(path, dict)()), {})
 
     async def _completion(
         self, body: dict[str, Any], authorization: str, gone: Callable[[], bool]
-    ) -> bytes | None:
+    ) -> Sent | None:
         asked = {name: value for name, value in body.items() if name != "messages"}
         number = len(self.calls) + 1
         call = Call(number, _key(body), _stage(body), self._now(), asked=asked)
         calls = self.calls
         calls.append(call)
+        self.heard.append(body["messages"])
         self._in_flight(1)
         try:
             exchange = Exchange(body, call)
@@ -319,7 +367,7 @@ class Endpoint:
         """Fill in the answer, or what is wrong with the request, or what goes wrong on order."""
         call, plan = exchange.call, self.plan
         messages = exchange.body["messages"]
-        counts = self.tokenizer.count([m["content"] for m in messages])
+        counts = self.tokenizer.count([_content(m) for m in messages])
         system = sum(n for m, n in zip(messages, counts, strict=True) if m["role"] == "system")
         call.system_tokens, call.data_tokens = system, sum(counts) - system
         if plan.key and authorization != f"Bearer {plan.key}":
@@ -337,6 +385,8 @@ class Endpoint:
         return None
 
     async def _text(self, body: dict[str, Any], call: Call) -> str:
+        if self.plan.says and not _schema(body):
+            return self.plan.says.replace("{said}", _content(body["messages"][-1]))
         if call.stage == "other":
             return "OK"
         schema = json.dumps(_schema(body) or FACTS)
@@ -344,7 +394,7 @@ class Endpoint:
         return (await self.echo.complete(request)).text
 
     def _fault(self, call: Call, body: dict[str, Any]) -> Fault | None:
-        said = "\n".join(m["content"] for m in body["messages"])
+        said = "\n".join(map(_content, body["messages"]))
         for number, fault in enumerate(self.plan.faults):
             draw = random.Random(f"{self.plan.seed} {number} {call.key}").random()
             due = fault.after < call.number <= fault.until and draw < fault.share
@@ -353,7 +403,7 @@ class Endpoint:
                 return fault
         return None
 
-    def _sent(self, exchange: Exchange) -> bytes:
+    def _sent(self, exchange: Exchange) -> Sent:
         call = exchange.call
         call.status = exchange.status
         call.paid = exchange.status == 200 and call.mode not in UNPAID
@@ -362,6 +412,10 @@ class Endpoint:
             if self.log is not None:
                 with self.log.open("a") as file:
                     file.write(json.dumps(asdict(call)) + "\n")
+        if exchange.streams:
+            parts = [STREAM, *map(_chunk, exchange.events()), b"0\r\n\r\n"]
+            whole = not exchange.break_off
+            return (parts if whole else parts[: len(parts) // 2]), whole
         raw = exchange.completion() if exchange.raw is None else exchange.raw
         return _response(exchange.status, raw, exchange.headers)
 
@@ -406,6 +460,19 @@ def _response(status: int, body: str, headers: dict[str, str]) -> bytes:
     lines = {"Content-Type": "application/json"} | headers | {"Content-Length": str(len(data))}
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     return f"HTTP/1.1 {status} as ordered\r\n{head}\r\n".encode() + data
+
+
+def _chunk(data: str) -> bytes:
+    """An event of a stream, as HTTP sends a part of a body."""
+    event = f"data: {data}\n\n".encode()
+    return b"%x\r\n%s\r\n" % (len(event), event)
+
+
+def _content(message: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
 
 
 def _key(body: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ class Line:
         self.loop = asyncio.get_running_loop()
         self.options = options
         self.tokenizer = tokenizer
-        self.key = _key(options.api_key_env)
+        self.key = key_of(options)
         self.server = Server(options.base_url, options.model, options.api_key_env, bool(self.key))
         self.client = _client(options, self.key)
         self.window = Window(options.concurrency)
@@ -137,26 +137,33 @@ class Patience:
         )
 
 
-def _key(variable: str) -> str:
-    key = os.environ.get(variable, "").strip()
+def key_of(options: OpenAIOptions) -> str:
+    """The key that the environment holds, "" if none. Raise ConfigError for what cannot be one."""
+    key = os.environ.get(options.api_key_env, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"the environment variable {variable} holds what cannot be a key")
+        raise ConfigError(
+            f"the environment variable {options.api_key_env} holds what cannot be a key"
+        )
     return key
+
+
+def trusted(options: OpenAIOptions) -> ssl.SSLContext | bool:
+    """Whose certificates are taken. Raise ConfigError if their file cannot be read."""
+    try:
+        return ssl.create_default_context(cafile=options.ca_file) if options.ca_file else True
+    except OSError as error:
+        raise ConfigError(f"cannot read memory.llm.options.ca_file: {error}") from error
 
 
 def _client(options: OpenAIOptions, key: str) -> AsyncOpenAI:
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-    try:
-        trusted = ssl.create_default_context(cafile=options.ca_file) if options.ca_file else True
-    except OSError as error:
-        raise ConfigError(f"cannot read memory.llm.options.ca_file: {error}") from error
     return AsyncOpenAI(
         api_key=key or NO_KEY,
         base_url=options.base_url,
         timeout=options.timeout_s,
         max_retries=0,
-        http_client=DefaultAsyncHttpxClient(verify=trusted),
+        http_client=DefaultAsyncHttpxClient(verify=trusted(options)),
     )
 
 

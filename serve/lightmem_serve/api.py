@@ -9,11 +9,13 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from lightmem_core.config import ServeConfig
+from lightmem_core.config import LLMConfig, ServeConfig
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.online.jobs import JobStore
 from lightmem_core.online.keys import KeyRing
 from lightmem_serve import (
+    explorer,
+    routes_chat,
     routes_jobs,
     routes_memories,
     routes_search,
@@ -26,9 +28,11 @@ from lightmem_serve.errors import add_handlers
 from lightmem_serve.guard import PUBLIC, Guard
 from lightmem_serve.jobs import JobRunner
 from lightmem_serve.metrics import Metrics
+from lightmem_serve.routes_chat import Chat
+from lightmem_serve.upstream import Upstream
 
 ABOUT = "Memories of many users: mem0's paths and fields, with where each memory came from."
-ROUTES = (routes_memories, routes_search, routes_users, routes_jobs, routes_state)
+ROUTES = (routes_memories, routes_search, routes_users, routes_jobs, routes_chat, routes_state)
 SCHEMES = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -41,9 +45,12 @@ def access_of(store: MemoryStore, config: ServeConfig) -> Access:
     return Access(ring, config.requests_per_minute)
 
 
-def server_of(store: MemoryStore, reader: Any, writer: Any, config: ServeConfig) -> Server:
-    """What the routes need, over a store and a way to its reader and writer."""
-    about = {"embedder": store.model.name, "shards": store.shard_count}
+def server_of(
+    store: MemoryStore, reader: Any, writer: Any, config: ServeConfig, llm: LLMConfig | None = None
+) -> Server:
+    """What the routes need, over a store and a way to its reader and writer. `llm` is the model
+    that users chat with."""
+    about = {"embedder": store.model.name, "shards": store.shard_count, "llm": llm}
     return Server(reader, writer, config, Metrics(), JobStore(store.database), **about)
 
 
@@ -56,24 +63,27 @@ def create_app(server: Server, access: Access, public: frozenset[str] = PUBLIC) 
         version=version("lightmem-ray"),
         docs_url=None,
         redoc_url=None,
-        lifespan=_jobs_run,
+        lifespan=_lifespan,
     )
     app.state.server = server
     app.state.runner = JobRunner(server)
-    guard = {"limits": server.config.limits, "metrics": server.metrics, "public": public}
-    app.add_middleware(Guard, access=access, **guard)
+    app.state.chat = Chat(server, Upstream.of(server.llm))
+    guard = {"limits": server.config.limits, "metrics": server.metrics}
+    app.add_middleware(Guard, access=access, public=public | explorer.PUBLIC, **guard)
     add_handlers(app)
     for routes in ROUTES:
         app.include_router(routes.router)
+    explorer.install(app, access)
     app.openapi = lambda: _documented(app, public)
     return app
 
 
 @asynccontextmanager
-async def _jobs_run(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Bulk uploads are worked on as long as the application runs."""
     task = asyncio.create_task(app.state.runner.run())
     yield
+    await app.state.chat.aclose()
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task

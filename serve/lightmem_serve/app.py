@@ -61,7 +61,8 @@ class Api:
     def __serve_build_asgi_app__(self) -> Any:
         store = MemoryStore.open(self.config.memory.store)
         serving = self.config.serve
-        return create_app(server_of(store, *self.parts, serving), access_of(store, serving))
+        server = server_of(store, *self.parts, serving, self.config.memory.llm)
+        return create_app(server, access_of(store, serving))
 
 
 class AppArgs(BaseModel):

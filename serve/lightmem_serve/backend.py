@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
-from lightmem_core.config import ServeConfig
+from lightmem_core.config import LLMConfig, ServeConfig
 from lightmem_core.long_term.retrieve import Hit, Query
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory
@@ -98,6 +98,7 @@ class Server:
     jobs: JobStore
     embedder: str
     shards: int
+    llm: LLMConfig | None = None
     quiet: Lock = field(default_factory=Lock)
 
 

@@ -14,9 +14,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from lightmem_core.errors import ConfigError, LightMemError, StoreError
 from lightmem_core.formats.fields import BadField, clean
+from lightmem_serve.openai_errors import PREFIX, error_body
 
 NO_MEMORY = "there is no such memory"
 RETRY_AFTER = {"Retry-After": "1"}
@@ -53,6 +55,8 @@ DESCRIPTIONS: dict[int, str] = {
     415: "Not a body of this kind",
     429: "More requests than the key may make in a minute",
     500: "A fault of the server; its log has the request's id",
+    501: "The server is not configured for this",
+    502: "The language model cannot be reached, or broke off",
     503: "The server cannot do this now; try again",
     504: "Not answered in time; what was sent may have been stored",
 }
@@ -101,11 +105,25 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(StoreError, _store)
 
 
-def answer(status: int, detail: Any, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status, dict(headers) if headers else None)
+class Refusal(JSONResponse):
+    """Says why in `detail`; below /v1 as OpenAI's clients read it."""
+
+    def __init__(self, status: int, detail: Any, headers: Mapping[str, str] | None = None):
+        self.detail, self.given = detail, dict(headers) if headers else None
+        super().__init__({"detail": detail}, status, self.given)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope["path"].startswith(PREFIX):
+            return await super().__call__(scope, receive, send)
+        body = error_body(self.status_code, self.detail)
+        return await JSONResponse(body, self.status_code, self.given)(scope, receive, send)
 
 
-async def _wrong_fields(_: Request, error: Exception) -> JSONResponse:
+def answer(status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Refusal:
+    return Refusal(status, detail, headers)
+
+
+async def _wrong_fields(_: Request, error: Exception) -> Refusal:
     """The input is not repeated: it may be large, secret, or no text at all."""
     assert isinstance(error, RequestValidationError)
     found = [
@@ -115,12 +133,12 @@ async def _wrong_fields(_: Request, error: Exception) -> JSONResponse:
     return answer(422, found)
 
 
-async def _http(_: Request, error: Exception) -> JSONResponse:
+async def _http(_: Request, error: Exception) -> Refusal:
     assert isinstance(error, HTTPException)
     return answer(error.status_code, error.detail, error.headers)
 
 
-async def _store(_: Request, error: Exception) -> JSONResponse:
+async def _store(_: Request, error: Exception) -> Refusal:
     assert isinstance(error, StoreError)
     return answer(503, unable(error).detail, RETRY_AFTER)
 

@@ -24,7 +24,9 @@ PUBLIC = frozenset({"/health", "/openapi.json"})
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # One that never closes goes to the end: else each quote in it would be tried as a beginning.
 TEXTS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-LONG_WORK = re.compile(r"POST (/users/.+/(sleep|flush)|/reset)|DELETE /memories")
+LONG_WORK = re.compile(
+    r"POST (/users/.+/(sleep|flush)|/reset|/v1/chat/completions|/mcp)|DELETE /memories"
+)
 JOBS = "/jobs"
 
 

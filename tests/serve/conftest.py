@@ -96,7 +96,8 @@ def run_server(config: Config, host: str = "127.0.0.1") -> Iterator[Running]:
     reader = OnlineReader(config.memory)
     store = writer.shared.store
     backend = ThreadedReader(reader), ThreadedWriter(writer)
-    app = create_app(server_of(store, *backend, config.serve), access_of(store, config.serve))
+    served = server_of(store, *backend, config.serve, config.memory.llm)
+    app = create_app(served, access_of(store, config.serve))
     with socket.socket() as probe:
         probe.bind((host, 0))
         port = probe.getsockname()[1]
@@ -115,19 +116,25 @@ def run_server(config: Config, host: str = "127.0.0.1") -> Iterator[Running]:
     writer.close()
 
 
-def fake_config(folder: Path, **serve: Any) -> Config:
-    """Fakes in place of every model; what waits is extracted when a test says so."""
+def fake_config(folder: Path, llm: str = "", **serve: Any) -> Config:
+    """Fakes in place of every model; what waits is extracted when a test says so. `llm` is the URL
+    of a model to chat with."""
     config = load_config(FAKES, uri=str(folder / "store"))
-    given = config.serve.model_dump() | {"flush_after_s": 600} | serve
-    return Config.model_validate({**config.model_dump(), "serve": given})
+    tree = config.model_dump()
+    tree["serve"] |= {"flush_after_s": 600} | serve
+    if llm:
+        tree["memory"]["llm"] = {"use": "openai", "options": {"model": "echo", "base_url": llm}}
+    return Config.model_validate(tree)
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+def start(
+    tmp_path_factory: pytest.TempPathFactory, _shared_llm_endpoint: Any
+) -> Callable[..., Any]:
     """Start a server of a new store; `serve` are settings of its section."""
 
-    def started(**serve: Any) -> Any:
-        return run_server(fake_config(tmp_path_factory.mktemp("served"), **serve))
+    def started(llm: str = _shared_llm_endpoint.url, **serve: Any) -> Any:
+        return run_server(fake_config(tmp_path_factory.mktemp("served"), llm, **serve))
 
     return started
 
