@@ -29,6 +29,7 @@ from lightmem_serve.guard import PUBLIC, Guard
 from lightmem_serve.jobs import JobRunner
 from lightmem_serve.metrics import Metrics
 from lightmem_serve.routes_chat import Chat
+from lightmem_serve.routes_mcp import Tools
 from lightmem_serve.upstream import Upstream
 
 ABOUT = "Memories of many users: mem0's paths and fields, with where each memory came from."
@@ -68,11 +69,13 @@ def create_app(server: Server, access: Access, public: frozenset[str] = PUBLIC) 
     app.state.server = server
     app.state.runner = JobRunner(server)
     app.state.chat = Chat(server, Upstream.of(server.llm))
+    app.state.tools = Tools.of(server)
     guard = {"limits": server.config.limits, "metrics": server.metrics}
     app.add_middleware(Guard, access=access, public=public | explorer.PUBLIC, **guard)
     add_handlers(app)
     for routes in ROUTES:
         app.include_router(routes.router)
+    app.router.routes.append(app.state.tools.route)
     explorer.install(app, access)
     app.openapi = lambda: _documented(app, public)
     return app
@@ -82,7 +85,8 @@ def create_app(server: Server, access: Access, public: frozenset[str] = PUBLIC) 
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Bulk uploads are worked on as long as the application runs."""
     task = asyncio.create_task(app.state.runner.run())
-    yield
+    async with app.state.tools.run():
+        yield
     await app.state.chat.aclose()
     task.cancel()
     with suppress(asyncio.CancelledError):

@@ -22,6 +22,8 @@ from lightmem_serve.openai_errors import PREFIX, error_body
 
 NO_MEMORY = "there is no such memory"
 RETRY_AFTER = {"Retry-After": "1"}
+MCP_PATH = "/mcp"
+INVALID_REQUEST = -32600  # in JSON-RPC
 log = logging.getLogger(__name__)
 
 
@@ -106,17 +108,22 @@ def add_handlers(app: FastAPI) -> None:
 
 
 class Refusal(JSONResponse):
-    """Says why in `detail`; below /v1 as OpenAI's clients read it."""
+    """Says why in `detail`; below /v1 as OpenAI's clients read it, at /mcp as those of MCP do."""
 
     def __init__(self, status: int, detail: Any, headers: Mapping[str, str] | None = None):
         self.detail, self.given = detail, dict(headers) if headers else None
         super().__init__({"detail": detail}, status, self.given)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not scope["path"].startswith(PREFIX):
-            return await super().__call__(scope, receive, send)
-        body = error_body(self.status_code, self.detail)
-        return await JSONResponse(body, self.status_code, self.given)(scope, receive, send)
+        body: dict[str, Any] = {"detail": self.detail}
+        if scope["path"].startswith(PREFIX):
+            body = error_body(self.status_code, self.detail)
+        elif scope["path"] == MCP_PATH:
+            error = {"code": INVALID_REQUEST, "message": self.detail}
+            body = {"jsonrpc": "2.0", "id": None, "error": error}
+        self.body = self.render(body)
+        self.init_headers(self.given)
+        await super().__call__(scope, receive, send)
 
 
 def answer(status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Refusal:

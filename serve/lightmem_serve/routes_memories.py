@@ -54,7 +54,7 @@ async def add_memories(asked: AddRequest, caller: Asking, server: Serving) -> Ad
     owner = caller.owner(asked.user_id, asked.agent_id, asked.run_id)
     with told():
         messages = asked.incoming()
-        _check(messages, server.config.limits)
+        check_limits(messages, server.config.limits)
         accepted = await server.writer.add(owner, asked.session, messages)
         for outcome in accepted:
             server.metrics.messages.labels(outcome.state).inc()
@@ -190,7 +190,7 @@ def _metadata(asked: UpdateRequest, entry: Entry) -> str | None:
     return metadata_text(given, asked.expiration_date)
 
 
-def _check(messages: list[Incoming], limits: LimitsConfig) -> None:
+def check_limits(messages: list[Incoming], limits: LimitsConfig) -> None:
     if len(messages) > limits.messages:
         raise refused(422, f"a request has at most {limits.messages:,} messages")
     longest: Any = max(len(m.content) + len(m.metadata) for m in messages)
