@@ -20,6 +20,7 @@ from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_serve.access import is_loopback
 from lightmem_serve.api import access_of, create_app, server_of
 from lightmem_serve.reading import reader_of
+from lightmem_serve.upstream import Upstream
 from lightmem_serve.writing import writer_of
 
 GONE = (
@@ -79,6 +80,7 @@ def build_app(args: AppArgs) -> serve.Application:
     deployed."""
     config = load_config(args.config, uri=args.store)
     factory.check(config.memory)
+    Upstream.of(config.memory.llm)
     MemoryStore.create(config.memory.store, VectorModel.of(factory.embedder(config.memory)))
     options = {"num_replicas": 1, "max_ongoing_requests": MOST_AT_ONCE}
     deployment = Api.options(**options, ray_actor_options={"num_cpus": 0.1})

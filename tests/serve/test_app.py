@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
+import httpx2
+import openai
 import pytest
 import yaml
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
 from ray import serve
 
 from lightmem_core import factory, load_config
@@ -30,11 +36,15 @@ FAKES = ROOT / "configs" / "fakes.yaml"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Config]]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, _shared_llm_endpoint: Any
+) -> Iterator[tuple[str, Config]]:
     """Without keys, and with Serve listening on this machine only."""
     folder = tmp_path_factory.mktemp("served")
     path, store = folder / "open.yaml", str(folder / "store")
     text = yaml.safe_load(FAKES.read_text()) | {"serve": {"auth": "off", "cpus": 0.2}}
+    options = {"model": "echo", "base_url": _shared_llm_endpoint.url}
+    text["memory"]["llm"] = {"use": "openai", "options": options}
     path.write_text(yaml.safe_dump(text))
     config = load_config(path, uri=store)
     with socket.socket() as probe:
@@ -116,8 +126,46 @@ def test_the_writer_is_reached_and_its_errors_are_told(server):
     assert post(f"{url}/users/bob/sleep", {})[0] == 200
 
 
-def test_a_wrong_configuration_stops_it_before_it_is_deployed(tmp_path):
+def test_a_chat_streams_and_a_client_that_leaves_is_noticed(server, llm_endpoint):
+    url, _ = server
+    llm_endpoint.plan(says="You said: {said}", pause=0.1)
+    asked = {"model": "m", "messages": [{"role": "user", "content": "who moved to Porto?"}]}
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        events = client.chat.completions.create(**asked, user="ada", stream=True)
+        arrived = [time.monotonic() for _ in events]
+        left = client.chat.completions.create(**asked, user="dan", stream=True)
+        next(left)
+        left.close()
+    assert arrived[-1] - arrived[0] > 0.3
+    assert "Porto" in llm_endpoint.heard()[0][0]["content"]
+    with MemoryClient(url) as memories:
+        assert "You said: who moved to Porto?" in str(memories.get_all(user_id="ada"))
+        until = time.monotonic() + 10
+        while not (kept := memories.get_all(user_id="dan").results) and time.monotonic() < until:
+            time.sleep(0.1)
+    assert "who moved to Porto?" in [memory.memory for memory in kept]
+
+
+def test_agents_have_their_tools(server):
+    url, _ = server
+
+    async def used() -> Any:
+        async with (
+            httpx2.AsyncClient(headers={"X-User-Id": "ada"}, timeout=30) as http,
+            Client(streamable_http_client(f"{url}/mcp", http_client=http)) as client,
+        ):
+            return await client.call_tool("search_memories", {"query": "moved to Porto"})
+
+    assert "Porto" in anyio.run(used).structured_content["memories"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [("embedder: {use: nothing}", "unknown embedder"),
+     ("llm: {use: openai, options: {model: m, modle: n}}", "no option 'modle'")],
+)  # fmt: skip
+def test_a_wrong_configuration_stops_it_before_it_is_deployed(tmp_path, memory, words):
     wrong = tmp_path / "wrong.yaml"
-    wrong.write_text("memory: {embedder: {use: nothing}}")
-    with pytest.raises(ConfigError, match="unknown embedder"):
-        build_app(AppArgs(config=str(wrong)))
+    wrong.write_text(f"memory: {{{memory}}}")
+    with pytest.raises(ConfigError, match=words):
+        build_app(AppArgs(config=str(wrong), store=str(tmp_path / "store")))
