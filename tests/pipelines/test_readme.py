@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
+
 from lightmem_pipelines.cli import lightmem
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +18,10 @@ def test_every_command_exists_with_its_options():
     used = re.findall(r"lightmem (\w+)([^\n#]*)", CODE)
     assert {name for name, _ in used} >= {"backfill", "sleep", "search", "show", "report"}
     for name, rest in used:
-        known = {option for p in lightmem.commands[name].params for option in p.opts}
+        command = lightmem.commands[name]
+        if isinstance(command, click.Group):
+            command = command.commands[rest.split()[0]]
+        known = {option for p in command.params for option in p.opts}
         assert set(re.findall(r"--[a-z-]+", rest)) <= known, name
 
 
