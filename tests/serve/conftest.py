@@ -116,11 +116,12 @@ def run_server(config: Config, host: str = "127.0.0.1") -> Iterator[Running]:
     writer.close()
 
 
-def fake_config(folder: Path, llm: str = "", **serve: Any) -> Config:
+def fake_config(folder: Path, llm: str = "", generator: str = "verbatim", **serve: Any) -> Config:
     """Fakes in place of every model; what waits is extracted when a test says so. `llm` is the URL
     of a model to chat with."""
     config = load_config(FAKES, uri=str(folder / "store"))
     tree = config.model_dump()
+    tree["memory"]["generator"] = {"use": generator}
     tree["serve"] |= {"flush_after_s": 600} | serve
     if llm:
         tree["memory"]["llm"] = {"use": "openai", "options": {"model": "echo", "base_url": llm}}
@@ -133,8 +134,8 @@ def start(
 ) -> Callable[..., Any]:
     """Start a server of a new store; `serve` are settings of its section."""
 
-    def started(llm: str = _shared_llm_endpoint.url, **serve: Any) -> Any:
-        return run_server(fake_config(tmp_path_factory.mktemp("served"), llm, **serve))
+    def started(llm: str = _shared_llm_endpoint.url, **other: Any) -> Any:
+        return run_server(fake_config(tmp_path_factory.mktemp("served"), llm, **other))
 
     return started
 

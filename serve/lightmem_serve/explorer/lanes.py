@@ -1,9 +1,9 @@
 """The time line as a plot: a lane for each topic, a dot for what was said at about one time."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from markupsafe import Markup
 
@@ -14,18 +14,8 @@ from lightmem_serve.explorer.plots import cut, figure, tag
 
 DAY_MS = 86_400_000
 MOST_LANES = 16
-STEPS = (
-    (0, 1),
-    (0, 7),
-    (1, 0),
-    (3, 0),
-    (6, 0),
-    (12, 0),
-    (60, 0),
-    (120, 0),
-    (1_200, 0),
-)  # months, days
-LAST = datetime(9999, 12, 1, tzinfo=EPOCH.tzinfo)
+DAYS, MONTHS_APART = (1, 7), (1, 3, 6, 12, 60, 120, 600, 2_400, 12_000, 60_000)
+FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # the years 1 to 9999
 EDGE, TOP, DOT = 14, 26, 2.6
 NONE = "without a topic"
 OTHERS = "other topics"
@@ -112,44 +102,41 @@ def lanes(user: str, points: Sequence[Point], width: int, chosen: str | None = N
 
 def ticks(frame: Frame) -> list[tuple[int, str]]:
     """Times to name within a plot, as many as have room, and their names."""
-    first, last, most = frame.first, frame.last, 8 if frame.wide else 4
-    for months, days in STEPS:
-        if (last - first) / DAY_MS / (days or months * 30) <= most * 2:
-            found = [tick for tick in _steps(first, last, months, days) if first <= tick <= last]
-            if len(found) <= most:
-                return [(tick, _name(tick, months, days)) for tick in found]
+    first, last = max(frame.first, FIRST_MS), min(frame.last, LAST_MS)
+    most = 8 if frame.wide else 4
+    for days in DAYS:
+        if (last - first) // (days * DAY_MS) < most:
+            begin = -(-first // (days * DAY_MS)) * days * DAY_MS
+            return [(at, _day_name(at)) for at in range(begin, last + 1, days * DAY_MS)]
+    months = _month(first) + 1, _month(last) + 1
+    for apart in MONTHS_APART:
+        found = range(-(-months[0] // apart) * apart, months[1], apart)
+        if len(found) <= most:
+            return [(_begin(month), _month_name(month, apart)) for month in found]
     return []
 
 
-def _steps(first: int, last: int, months: int, days: int) -> Iterator[int]:
-    start = (EPOCH + timedelta(milliseconds=first)).replace(hour=0, minute=0, second=0)
-    at = start.replace(microsecond=0)
-    if months:
-        month = (at.year * 12 + at.month - 1) // months * months
-        at = at.replace(year=max(month // 12, 1), month=month % 12 + 1 if month >= 12 else 1, day=1)
-    while (stamp := _stamp(at)) <= last:
-        yield stamp
-        if at >= LAST - timedelta(days=366 * max(months // 12, 1)):
-            return
-        at = _later(at, months) if months else at + timedelta(days=days)
+def _month(at: int) -> int:
+    """Months since the beginning of the year 0."""
+    date = EPOCH + timedelta(milliseconds=at)
+    return date.year * 12 + date.month - 1
 
 
-def _later(at: datetime, months: int) -> datetime:
-    month = at.year * 12 + at.month - 1 + months
-    return at.replace(year=month // 12, month=month % 12 + 1)
+def _begin(month: int) -> int:
+    date = EPOCH.replace(year=month // 12, month=month % 12 + 1)
+    return (date - EPOCH) // timedelta(milliseconds=1)
 
 
-def _stamp(at: datetime) -> int:
-    return (at - EPOCH) // timedelta(milliseconds=1)
+def _day_name(at: int) -> str:
+    date = EPOCH + timedelta(milliseconds=at)
+    return f"{date.day} {MONTHS[date.month - 1][:3]}"
 
 
-def _name(tick: int, months: int, days: int) -> str:
-    at = EPOCH + timedelta(milliseconds=tick)
-    if days:
-        return f"{at.day} {MONTHS[at.month - 1][:3]}"
-    if months >= 12:
-        return str(at.year)
-    return f"{MONTHS[at.month - 1][:3]} {at.year}" if at.month == 1 else MONTHS[at.month - 1][:3]
+def _month_name(month: int, apart: int) -> str:
+    year, name = month // 12, MONTHS[month % 12][:3]
+    if apart >= 12:
+        return str(year)
+    return f"{name} {year}" if month % 12 == 0 else name
 
 
 def _frame(points: Sequence[Point], width: int) -> Frame:

@@ -68,8 +68,8 @@ def _quarantined(report: Report) -> Iterator[Plot]:
 
 
 def _tokens(report: Report) -> Iterator[Plot]:
-    before, after = (report.get(name) for name in ("tokens_before", "tokens_after"))
-    if not _is_number(before) or not _is_number(after) or not before:
+    before, after = (_total(report.get(name)) for name in ("tokens_before", "tokens_after"))
+    if not before:
         return
     parts = [Part("as said", before, kind="c5"), Part("compressed", after, kind="c1")]
     note = f"{after / before:.0%} of the tokens carry what is kept."

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -181,7 +181,7 @@ def scores(hits: Sequence[Hit]) -> list[Markup]:
     ]
 
 
-def _parts(hit: Hit, best: dict[str, float]) -> list[Part]:
+def _parts(hit: Hit, best: Mapping[str, float]) -> list[Part]:
     window, words = (_share(getattr(hit, name), best[name]) for name in ("window", "bm25"))
     return [
         Part("meaning", hit.cosine, f"{hit.cosine:.2f}", "c1"),
