@@ -107,12 +107,13 @@ def ticks(frame: Frame) -> list[tuple[int, str]]:
     for days in DAYS:
         if (last - first) // (days * DAY_MS) < most:
             begin = -(-first // (days * DAY_MS)) * days * DAY_MS
-            return [(at, _day_name(at)) for at in range(begin, last + 1, days * DAY_MS)]
+            found = range(begin, last + 1, days * DAY_MS)
+            return [(at, _day_name(at, at == found[0])) for at in found]
     months = _month(first) + 1, _month(last) + 1
     for apart in MONTHS_APART:
         found = range(-(-months[0] // apart) * apart, months[1], apart)
         if len(found) <= most:
-            return [(_begin(month), _month_name(month, apart)) for month in found]
+            return [(_begin(m), _month_name(m, apart, m == found[0])) for m in found]
     return []
 
 
@@ -127,16 +128,17 @@ def _begin(month: int) -> int:
     return (date - EPOCH) // timedelta(milliseconds=1)
 
 
-def _day_name(at: int) -> str:
+def _day_name(at: int, first: bool) -> str:
     date = EPOCH + timedelta(milliseconds=at)
-    return f"{date.day} {MONTHS[date.month - 1][:3]}"
+    return f"{date.day} {MONTHS[date.month - 1][:3]}" + (f" {date.year}" if first else "")
 
 
-def _month_name(month: int, apart: int) -> str:
+def _month_name(month: int, apart: int, first: bool) -> str:
+    """The year is told where it begins, and once at least."""
     year, name = month // 12, MONTHS[month % 12][:3]
     if apart >= 12:
         return str(year)
-    return f"{name} {year}" if month % 12 == 0 else name
+    return f"{name} {year}" if first or month % 12 == 0 else name
 
 
 def _frame(points: Sequence[Point], width: int) -> Frame:
