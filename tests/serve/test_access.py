@@ -5,6 +5,7 @@ import urllib.parse
 
 import pytest
 
+from lightmem_core.online.keys import REFRESH_S
 from lightmem_core.online.tenants import stored_user
 
 SECRET = "the vault opens with 4711"
@@ -72,7 +73,7 @@ def test_without_a_valid_key_every_route_answers_401(guarded):
     revoked = guarded.make_key(tenant="acme", scopes=["admin"])
     assert guarded.call("GET", "/memories?user_id=victim", key=revoked).status == 200
     guarded.ring.revoke(guarded.keys[revoked])
-    time.sleep(1.2)
+    time.sleep(1.2 * REFRESH_S)
     before = state(guarded)
     closed = [route for route in guarded.routes if route != ("GET", "/health")]
     assert len(closed) >= 18

@@ -8,6 +8,7 @@ import pytest
 from lightmem_core.config import StoreConfig
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.online.jobs import CLAIM_MS, Job, JobStore, Line, message_text
+from lightmem_core.online.keys import REFRESH_S
 from lightmem_core.online.service import Incoming
 
 JSONL = {"content-type": "application/jsonl"}
@@ -162,6 +163,7 @@ def test_who_is_erased_is_gone_from_jobs_and_others_are_not(server):
         ended(server, job["id"])
     assert server.done("DELETE", "/memories?user_id=j-gone")["counts"]
     assert server.call("GET", f"/jobs/{made['id']}").status == 404
+    time.sleep(1.2 * REFRESH_S)  # that long a server believes the keys that it has read
     assert server.call("GET", "/memories", key=key).status == 401
     assert server.done("GET", f"/jobs/{mixed['id']}")["request_counts"]["failed"] == 1
     assert len(server.texts("j-stays")) == 11
