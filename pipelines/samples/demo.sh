@@ -22,5 +22,7 @@ run search farid "Which medicine am I allergic to?" --limit 3
 id=$("$lightmem" search ada "She moved to Porto" --limit 1 --json --store "$STORE" | grep -o '"id": "[0-9a-f]*' | cut -d'"' -f4)
 run show "$id"
 echo
-echo "The memories are in $STORE; serve them with:"
+echo "The memories are in $STORE. To look at them in a browser, make a key, start the server,"
+echo "and sign in at http://127.0.0.1:8000/"
+echo "  $BIN/lightmem keys create --store $STORE"
 echo "  $BIN/serve run lightmem_serve.app:build_app store=$STORE"
