@@ -24,5 +24,5 @@ run show "$id"
 echo
 echo "The memories are in $STORE. To look at them in a browser, make a key, start the server,"
 echo "and sign in at http://127.0.0.1:8000/"
-echo "  $BIN/lightmem keys create --store $STORE"
+echo "  $BIN/lightmem keys create --scope admin --store $STORE"
 echo "  $BIN/serve run lightmem_serve.app:build_app store=$STORE"
