@@ -26,12 +26,14 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from lightmem_core import load_config
-from lightmem_core.config import Config
+from lightmem_core.config import Config, StoreConfig
 from lightmem_core.errors import ConfigError, LightMemError
 from lightmem_core.llm.asking import together
 from lightmem_core.llm.chat import ChatRequest, Rejected, Reply, TooLong
 from lightmem_core.long_term import llm_updater
 from lightmem_core.long_term.runs import Run
+from lightmem_core.long_term.store import MemoryStore
+from lightmem_core.online.keys import KeyRing, NewKey
 from lightmem_core.short_term import summarize
 from lightmem_pipelines.backfill import BackfillRequest, backfill
 from lightmem_pipelines.cluster import ray_session
@@ -59,14 +61,17 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def served(
-    cluster: None, tiny_model: str, engine: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """What the shipped YAML brings up, with the tiny model: retrieval and summarizer. Its URL."""
-    store = str(tmp_path_factory.mktemp("retrieved") / "store")
-    config = load_config(FAKES, uri=store)
+def store(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The memories of the sample."""
+    uri = str(tmp_path_factory.mktemp("retrieved") / "store")
     sample = str(ROOT / "pipelines" / "samples" / "chats.jsonl")
-    backfill(config, BackfillRequest((sample,), progress=False))
+    backfill(load_config(FAKES, uri=uri), BackfillRequest((sample,), progress=False))
+    return uri
+
+
+@pytest.fixture(scope="module")
+def served(cluster: None, tiny_model: str, engine: dict[str, Any], store: str) -> Iterator[str]:
+    """What the shipped YAML brings up, with the tiny model: retrieval and summarizer. Its URL."""
     tree = yaml.safe_load(DEPLOYED.read_text(encoding="utf-8"))
     retrieval, summarizer = tree["applications"]
     retrieval["args"] = {"config": str(FAKES), "store": store}
@@ -202,7 +207,7 @@ def test_through_the_server_of_vllm_by_http(api_server, cluster, configured, cha
     check_run(configured({"use": "openai", "options": options}), chats)
 
 
-def test_one_yaml_serves_searches_and_clients_of_openai(served):
+def test_one_yaml_serves_searches_and_clients_of_openai(served, store):
     client = OpenAI(base_url=f"{served}/llm/v1", api_key="none")
     assert [model.id for model in client.models.list()] == ["tiny"]
     form = {"name": "r", "strict": True, "schema": json.loads(SCHEMAS["extract"])}
@@ -214,10 +219,12 @@ def test_one_yaml_serves_searches_and_clients_of_openai(served):
     )
     found = json.loads(answer.choices[0].message.content or "", strict=False)
     jsonschema.validate(found, form["schema"])
+    ring = KeyRing(MemoryStore.open(StoreConfig(uri=store)).database)
+    _, key = ring.create(NewKey(user="ada"))
     request = urllib.request.Request(
         f"{served}/search",
-        json.dumps({"user_id": "ada", "query": "Porto"}).encode(),
-        {"content-type": "application/json"},
+        json.dumps({"query": "Porto"}).encode(),
+        {"content-type": "application/json", "X-API-Key": key},
     )
     with urllib.request.urlopen(request, timeout=30) as found:
         assert json.load(found)["results"]
