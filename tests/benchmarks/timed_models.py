@@ -35,5 +35,5 @@ class TimedEmbedder(MiniLMEmbedder):
 class TimedSegmenter(ValleySegmenter):
     def __init__(self) -> None:
         super().__init__()
-        self.embedder.forward = _timed(self.embedder.forward)
+        self.minilm.forward = _timed(self.minilm.forward)
         self.reader.attention = _timed(self.reader.attention)
