@@ -37,8 +37,8 @@ def tokenizer(config: MemoryConfig) -> Tokenizer:
 def compression(config: MemoryConfig) -> Compression:
     """A segmenter that compresses in its own pass leaves the texts to that."""
     tokens = tokenizer(config)
-    joint = Component(use="none") if _compresses(config.segmenter) else config.compressor
-    return Compression(load("compressor", joint, tokenizer=tokens), tokens)
+    chosen = Component(use="none") if _compresses(config.segmenter) else config.compressor
+    return Compression(load("compressor", chosen, tokenizer=tokens), tokens)
 
 
 def segmentation(config: MemoryConfig) -> Segmentation | JointSegmentation:

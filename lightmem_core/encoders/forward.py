@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -120,6 +121,22 @@ class Forward:
         done = torch.cuda.Event()
         done.record()
         return Launched(back, places, done)
+
+
+def each_once(
+    texts: Sequence[str],
+    size: int,
+    prepare: Callable[[Sequence[str]], P],
+    launch: Callable[[P], L],
+    finish: Callable[[P, L], Sequence[R]],
+) -> list[R]:
+    """What becomes of each text. Equal ones are read once, `size` texts while others are computed,
+    as `overlapped` does it; `finish` gives an outcome for each of its texts."""
+    unique = list(dict.fromkeys(texts))
+    parts = [unique[start : start + size] for start in range(0, len(unique), size)]
+    found = chain.from_iterable(overlapped(parts, prepare, launch, finish))
+    outcome = dict(zip(unique, found, strict=True))
+    return [outcome[text] for text in texts]
 
 
 def overlapped(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
+# What rounding can move in float32 is below this; a decision as close as that is made again.
+MARGIN = 1e-5
 LONGEST = 8192  # tokens that are read jointly, whatever the model allows
 Group = Sequence[Sequence[int]]  # the token ids of texts that are read jointly
 

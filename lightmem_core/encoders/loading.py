@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
+
+import regex
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "bfloat16"]
 
 _LOADING = Lock()
+_SURROGATE = regex.compile(r"[\ud800-\udfff]")
 
 
 def model_config(model: str) -> Any:
@@ -97,3 +100,8 @@ def _readable(model: str) -> Iterator[None]:
             f"{model} is neither a folder with a model nor a name on the Hugging Face hub "
             f"that can be reached: {str(error).splitlines()[0]}"
         ) from error
+
+
+def whole_characters(texts: Sequence[str]) -> list[str]:
+    """The texts with U+FFFD for each half of a character, which no tokenizer takes."""
+    return [_SURROGATE.sub("\ufffd", text) for text in texts]

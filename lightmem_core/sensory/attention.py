@@ -17,7 +17,7 @@ from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
-from lightmem_core.encoders.joint_reading import JointReader
+from lightmem_core.encoders.joint_reading import MARGIN, JointReader
 from lightmem_core.encoders.minilm import MiniLMEmbedder
 from lightmem_core.protocols import Embedder, Tokenizer
 from lightmem_core.sensory.sensory_buffer import Span, cut_in_lockstep, fitted
@@ -27,8 +27,6 @@ T = TypeVar("T")
 Mode = Literal["paper", "tolerant", "attention", "similarity"]
 
 TOLERANT_FROM, TOLERANT_STEP, TOLERANCE = 0.2, 0.05, 3
-# What rounding can move in float32 is below this; a decision as close as that is made again.
-MARGIN = 1e-5
 
 
 class AttentionSegmenter:

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import regex
 
-from lightmem_core.encoders.forward import Forward, Launched, overlapped
-from lightmem_core.encoders.loading import load_tokenizer, model_config, special_id, window_of
+from lightmem_core.encoders.forward import Forward, Launched, each_once
+from lightmem_core.encoders.loading import (
+    load_tokenizer,
+    model_config,
+    special_id,
+    whole_characters,
+    window_of,
+)
 from lightmem_core.protocols import Tokenizer
+from lightmem_core.sensory.compress import check_rate
 from lightmem_core.sensory.joining import join
 from lightmem_core.sensory.quantile import Scored, chosen, thresholds, unsure
 from lightmem_core.sensory.surprisal import Surprisal
@@ -21,7 +28,6 @@ if TYPE_CHECKING:
 
 PART = 512  # texts that are read while the ones before are computed
 WINDOW = 1024  # tokens read at once, if the model can
-SURROGATE = regex.compile(r"[\ud800-\udfff]")  # half a character: no tokenizer takes it
 # What stands between spaces; in scripts that write none, each character or run of Katakana.
 WORD = regex.compile(
     r"\p{Katakana}+|(?=[\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])\X"
@@ -66,8 +72,7 @@ class CausalEntropyCompressor:
         device: str = "cpu",
         batch_tokens: int | None = None,
     ):
-        if not 0 < rate <= 1:
-            raise ValueError(f"rate must be above 0 and at most 1, got {rate}")
+        check_rate(rate)
         if aggregate not in ("sum", "mean"):
             raise ValueError(f"aggregate must be sum or mean, got {aggregate!r}")
         self.counter, self.rate, self.aggregate = tokenizer, rate, aggregate
@@ -96,16 +101,12 @@ class CausalEntropyCompressor:
     def compress(self, texts: Sequence[str]) -> list[str]:
         if self.rate == 1:
             return list(texts)
-        unique = list(dict.fromkeys(texts))
-        parts = [unique[start : start + PART] for start in range(0, len(unique), PART)]
-        found = overlapped(parts, self._read, self._launch, self._finish)
-        kept = dict(zip(unique, (text for part in found for text in part), strict=True))
-        return [kept[text] for text in texts]
+        return each_once(texts, PART, self._read, self._launch, self._finish)
 
     # --- reading ---------------------------------------------------------------------------------
 
     def _read(self, texts: Sequence[str]) -> Reading:
-        whole = [SURROGATE.sub("\ufffd", text) for text in texts]
+        whole = whole_characters(texts)
         encoded = self.tokenizer.encode_batch(whole, add_special_tokens=False)
         spans = [[match.span() for match in WORD.finditer(text)] for text in whole]
         words = [text[a:b] for text, of in zip(whole, spans, strict=True) for a, b in of]

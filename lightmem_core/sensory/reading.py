@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import regex
 
-from lightmem_core.encoders.loading import load_tokenizer, model_config, special_id, window_of
+from lightmem_core.encoders.loading import (
+    load_tokenizer,
+    model_config,
+    special_id,
+    whole_characters,
+    window_of,
+)
 from lightmem_core.protocols import Tokenizer
 from lightmem_core.sensory.joining import trimmed
 from lightmem_core.sensory.vocabulary import Rules, Vocabulary
@@ -16,7 +22,6 @@ from lightmem_core.sensory.windows import Window, Windows
 
 WINDOW = 512  # what LLMLingua-2 was trained on, whatever a model could read
 COUNTED = 500_000  # words whose tokens are remembered
-SURROGATE = regex.compile(r"[\ud800-\udfff]")  # half a character: no tokenizer takes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ class Reader:
         self._counts: dict[str, int] = {}
 
     def read(self, texts: Sequence[str]) -> Reading:
-        whole = [SURROGATE.sub("\ufffd", text) for text in texts]
+        whole = whole_characters(texts)
         windows = self._windows(whole)
         ids = np.concatenate([window.ids for window in windows] or [np.zeros(0, np.int64)])
         rows = [np.array([*self.before, *w.ids.tolist(), *self.after]) for w in windows]

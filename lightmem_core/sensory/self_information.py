@@ -9,6 +9,7 @@ import regex
 
 from lightmem_core.language import LANGUAGES, WordModel, negates, words
 from lightmem_core.protocols import Tokenizer
+from lightmem_core.sensory.compress import check_rate
 
 QUOTED = regex.compile(r"[“„«\"]([^“”„«»\"]{1,100})[”“»\"]")
 SENTENCE_END = (".", "!", "?", "…", ":")
@@ -26,8 +27,7 @@ class SelfInformationCompressor:
     def __init__(
         self, tokenizer: Tokenizer, rate: float = 0.7, languages: Sequence[str] = LANGUAGES
     ):
-        if not 0 < rate <= 1:
-            raise ValueError(f"rate must be above 0 and at most 1, got {rate}")
+        check_rate(rate)
         self.tokenizer = tokenizer
         self.rate = rate
         self.model = WordModel(languages)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightmem_core.encoders.forward import Forward, Launched, overlapped
+from lightmem_core.encoders.forward import Forward, Launched, each_once
 from lightmem_core.encoders.loading import model_config
 from lightmem_core.protocols import Tokenizer
+from lightmem_core.sensory.compress import check_rate
 from lightmem_core.sensory.consecutive import repeats, without_repeats
 from lightmem_core.sensory.joining import join
 from lightmem_core.sensory.quantile import Scored, chosen, thresholds, unsure
@@ -46,8 +47,7 @@ class TokenClassifierCompressor:
         batch_tokens: int | None = None,
         **rules: Any,
     ):
-        if not 0 < rate <= 1:
-            raise ValueError(f"rate must be above 0 and at most 1, got {rate}")
+        check_rate(rate)
         if (labels := model_config(model).num_labels) != 2:
             raise ValueError(f"{model} has {labels} labels: a token classifier of two is needed")
         self.rate, self.rules = rate, Rules.of(rules)
@@ -59,11 +59,7 @@ class TokenClassifierCompressor:
     def compress(self, texts: Sequence[str]) -> list[str]:
         if self.rate == 1:
             return list(texts)
-        unique = list(dict.fromkeys(texts))
-        parts = [unique[start : start + PART] for start in range(0, len(unique), PART)]
-        found = overlapped(parts, self.reader.read, self._launch, self._finish)
-        kept = dict(zip(unique, (text for part in found for text in part), strict=True))
-        return [kept[text] for text in texts]
+        return each_once(texts, PART, self.reader.read, self._launch, self._finish)
 
     def _retention(self, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if self.reader.vocabulary.marks:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lightmem_core.encoders.joint_reading import JointReader
+from lightmem_core.encoders.joint_reading import MARGIN, JointReader
 from lightmem_core.encoders.minilm import MiniLMEmbedder
 from lightmem_core.protocols import Embedder
 from lightmem_core.types import Message
@@ -21,8 +21,6 @@ CONTEXT = 4  # earlier messages that the attention of a message needs to be comp
 TYPICAL = 0.35  # share of attention on the previous message where there are fewer
 WINDOW_TOKENS = 480
 MESSAGE_TOKENS = 96  # of a message that take part in the attention
-# What rounding can move in float32 is below this; a decision as close as that is made again.
-MARGIN = 1e-5
 
 
 class ValleySegmenter:
