@@ -83,16 +83,11 @@ class Story:
         return {source.message_id for source in (*entry.sources, *entry.absorbed)}
 
 
-def time_line(entries: Sequence[Entry], asked: Asked) -> TimeLine:
-    """Of all that a user has, in order. Raise ValueError if there is no such entry to go on from.
-    A topic without entries gives an empty page."""
+def time_line(entries: Sequence[Entry], asked: Asked, start: int = 0) -> TimeLine:
+    """Of all that a user has, in order; its page begins at the place `start` of the newest. A
+    topic without entries gives an empty page."""
     points = [Point(e.id, e.said_at, e.topic, not e.active) for e in entries]
-    end = len(entries)
-    if asked.before:
-        end = next((i for i, entry in enumerate(entries) if entry.id == asked.before), -1)
-        if end < 0:
-            raise ValueError("there is no such memory to go on from: begin with the newest")
-    older = (entries[i] for i in range(end - 1, -1, -1))
+    older = (entries[i] for i in range(len(entries) - 1 - start, -1, -1))
     wanted = (entry for entry in older if asked.topic in (None, entry.topic))
     page = list(islice(wanted, asked.limit + 1))
     return TimeLine(points, page[: asked.limit], len(page) > asked.limit)

@@ -24,6 +24,7 @@ from lightmem_core.metadata import expired
 from lightmem_core.online.context import packed
 from lightmem_core.online.known_users import KnownUsers
 from lightmem_core.online.overview import Asked, Changes, Story, TimeLine, changes, story, time_line
+from lightmem_core.online.paging import behind
 from lightmem_core.online.provisional import Provisional
 from lightmem_core.online.service import Context, Filter
 from lightmem_core.protocols import Embedder
@@ -97,7 +98,7 @@ class OnlineReader:
         now = now_ms()
         allowed = (
             entry
-            for entry in newest[_behind(newest, after) :]
+            for entry in newest[behind(newest, after, user_id, self.store.shard_for(user_id)) :]
             if entry.active
             and (show_expired or not expired(entry.metadata, now))
             and (wanted is None or wanted.matches(entry))
@@ -134,7 +135,9 @@ class OnlineReader:
     def time_line(self, user_id: str, asked: Asked) -> TimeLine:
         """All that a user has, tombstones too, and one page of it. Raise ValueError if there is no
         entry to go on from."""
-        return time_line(self.retrieval.users.of(user_id).entries, asked)
+        entries = self.retrieval.users.of(user_id).entries
+        start = behind(entries[::-1], asked.before, user_id, self.store.shard_for(user_id))
+        return time_line(entries, asked, start)
 
     def changes(self, user_id: str, limit: int, run_id: str = "") -> Changes:
         """What runs changed of a user's memories, newest first."""
@@ -198,16 +201,3 @@ def _read_entry(shard: Shard, entry_id: str, user_id: str = "") -> Entry | None:
     where = f"id = {quoted(entry_id)}" + (f" AND {of_users([user_id])}" if user_id else "")
     found = twice(lambda: from_table(read(shard.entries, where), Entry))
     return found[0] if found else None
-
-
-def _behind(entries: Sequence[Entry], after: str) -> int:
-    """Where a page begins. What waited when the page before was made may be extracted by now."""
-    if not after:
-        return 0
-    for place, entry in enumerate(entries):
-        if entry.id == after:
-            return place + 1
-    for place, entry in enumerate(entries):
-        if any(source.message_id == after for source in entry.sources):
-            return place + 1
-    raise ValueError(f"there is no memory {after!r:.60} to go on after: begin with the first page")

@@ -78,7 +78,7 @@ def test_every_page_knows_all_the_points(reader, said, change):
     change("sleep-1", replace(said[0], superseded_by=said[2].id))
     points = reader.time_line("ada", Asked(1, said[2].id)).points
     assert [(p.said_at, p.gone) for p in points] == [(at, at == 0) for at in range(5)]
-    with pytest.raises(ValueError, match="begin with the newest"):
+    with pytest.raises(ValueError, match="begin with the first page"):
         reader.time_line("ada", Asked(before="of-another"))
     assert reader.time_line("nobody", Asked()).page == []
 

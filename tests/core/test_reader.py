@@ -18,6 +18,7 @@ from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import now_ms
 from lightmem_core.online.filters import parse
 from lightmem_core.online.inbox import Inbox, Waiting
+from lightmem_core.online.overview import Asked
 from lightmem_core.online.provisional import Provisional
 from lightmem_core.online.reader import OnlineReader
 from lightmem_core.schema import to_table
@@ -291,6 +292,25 @@ def test_pages_hold_every_entry_once_newest_first(
     for stranger in ("nothing", "' OR 1=1"):
         with pytest.raises(ValueError, match="begin with the first page"):
             reader.list("ada", 2, stranger)
+
+
+def next_page(reader: OnlineReader, how: str, after: str) -> list[str]:
+    if how == "list":
+        return texts(reader.list("ada", 3, after))
+    return texts(reader.time_line("ada", Asked(3, after)).page)
+
+
+@pytest.mark.parametrize("how", ["list", "time line"])
+@pytest.mark.parametrize("facts", [True, False])
+def test_a_page_goes_on_behind_what_waited_whatever_came_of_it(
+    reader: OnlineReader, accept: Accept, extract: Extract, store: MemoryStore, how, facts
+):
+    messages = accept(*(f"word{at}" for at in range(7)))
+    assert next_page(reader, how, "") == ["word6", "word5", "word4"]
+    silent = [] if facts else [messages[4]]
+    extract([m for m in messages if m not in silent], silent)
+    Inbox.of(store, "ada").remove([m.id for m in messages])
+    assert next_page(reader, how, messages[4].id) == ["word3", "word2", "word1"]
 
 
 def test_an_entry_is_read_by_its_whole_id_and_only_as_its_users(
