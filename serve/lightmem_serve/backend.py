@@ -4,6 +4,7 @@ from asyncio import Lock
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Annotated, Any, Protocol, TypeVar
 
 from anyio.to_thread import run_sync
@@ -17,16 +18,28 @@ from lightmem_core.online.jobs import JobStore
 from lightmem_core.online.service import Accepted, Context, Filter, Incoming, Reading, Writing
 from lightmem_core.online.writer import WriterStatus
 from lightmem_core.types import Entry
+from lightmem_serve.errors import told
 from lightmem_serve.metrics import Metrics
 
 T = TypeVar("T")
 Entries = list[Entry]
 
 
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What a search found, and the seconds it took until the query was embedded, in a batch of so
+    many, and from then until its entries were ranked. Waiting for one's turn counts."""
+
+    hits: list[Hit]
+    embed_s: float
+    rank_s: float
+    batch: int
+
+
 class Reader(Protocol):
     """`Reading`, awaited. Errors are those of `lightmem_core.online.service`."""
 
-    async def search(self, query: Query) -> list[Hit]: ...
+    async def search(self, query: Query) -> Searched: ...
     async def get(self, entry_id: str, user_id: str | None = None) -> Entry | None: ...
     async def list(
         self, user_id: str, limit: int, after: str = "", wanted: Filter | None = None
@@ -75,9 +88,13 @@ class ThreadedReader(InThreads):
     def __init__(self, reading: Reading):
         super().__init__(reading)
 
-    async def search(self, query: Query) -> list[Hit]:
-        (hits,) = await run_sync(self.served.search, [query], abandon_on_cancel=True)
-        return hits
+    async def search(self, query: Query) -> Searched:
+        started = perf_counter()
+        vectors = await run_sync(self.served.embed, [query], abandon_on_cancel=True)
+        embedded = perf_counter()
+        answer = partial(self.served.answer, [query], vectors)
+        (hits,) = await run_sync(answer, abandon_on_cancel=True)
+        return Searched(hits, embedded - started, perf_counter() - embedded, 1)
 
 
 class ThreadedWriter(InThreads):
@@ -100,6 +117,15 @@ class Server:
     shards: int
     llm: LLMConfig | None = None
     quiet: Lock = field(default_factory=Lock)
+
+
+async def searched(server: Server, query: Query) -> Searched:
+    """What the reader finds, noted in the metrics. Tell the client what is wrong with its query."""
+    with told():
+        found = await server.reader.search(query)
+    server.metrics.searched(found.embed_s, found.rank_s, found.batch)
+    server.metrics.entries.inc(len(found.hits))
+    return found
 
 
 def current_server(request: Request) -> Server:

@@ -9,6 +9,7 @@ from lightmem_core.online.writer import WriterStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 UNMATCHED = "none"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -19,6 +20,8 @@ class Metrics:
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     seconds: Histogram = field(init=False)
+    parts: Histogram = field(init=False)
+    batches: Histogram = field(init=False)
     messages: Counter = field(init=False)
     entries: Counter = field(init=False)
     tokens: Counter = field(init=False)
@@ -34,6 +37,12 @@ class Metrics:
         self.seconds = Histogram(
             f"{name}request_seconds", about, labels, buckets=SECONDS, registry=own
         )
+        about = "Until queries were embedded, and from then until they were ranked"
+        self.parts = Histogram(
+            f"{name}search_seconds", about, ("part",), buckets=SECONDS, registry=own
+        )
+        about = "Queries that were embedded together, by query"
+        self.batches = Histogram(f"{name}search_batch", about, buckets=BATCHES, registry=own)
         self.messages = Counter(f"{name}messages", "Messages given", ("state",), registry=own)
         self.entries = Counter(f"{name}found_entries", "Entries that searches gave", registry=own)
         self.tokens = Counter(f"{name}context_tokens", "Tokens of contexts given", registry=own)
@@ -47,6 +56,11 @@ class Metrics:
         route = getattr(scope.get("route"), "path", UNMATCHED)
         method = scope["method"] if scope["method"] in METHODS else UNMATCHED
         self.seconds.labels(method, route, status or 499).observe(seconds)
+
+    def searched(self, embed_s: float, rank_s: float, batch: int) -> None:
+        self.parts.labels("embed").observe(embed_s)
+        self.parts.labels("rank").observe(rank_s)
+        self.batches.observe(batch)
 
     def show(self, status: WriterStatus) -> None:
         self.waiting.set(status.waiting)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,13 +12,14 @@ from ray import serve
 
 from lightmem_core.config import Config
 from lightmem_core.long_term.provenance import Provenance
-from lightmem_core.long_term.retrieve import Hit, Query
+from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory
 from lightmem_core.online.overview import Asked, Changes, Story, TimeLine
 from lightmem_core.online.reader import OnlineReader
 from lightmem_core.online.service import Context, Filter
 from lightmem_core.types import Entry
+from lightmem_serve.backend import Searched
 
 THREADS = 8  # that read and rank at once
 T = TypeVar("T")
@@ -40,18 +42,23 @@ class Reader:
         batched.set_max_batch_size(config.serve.max_batch_size)
         batched.set_batch_wait_timeout_s(config.serve.batch_wait_ms / 1000)
 
-    async def search(self, query: Query) -> list[Hit]:
-        vector = await self.embedded(query)
+    async def search(self, query: Query) -> Searched:
+        started = perf_counter()
+        vector, batch = await self.embedded(query)
+        embedded = perf_counter()
         (hits,) = await self._read(self.reader.answer, [query], vector[None])
-        return hits
+        return Searched(hits, embedded - started, perf_counter() - embedded, batch)
 
     @serve.batch
-    async def embedded(self, queries: list[Query]) -> list[np.ndarray]:
+    async def embedded(self, queries: list[Query]) -> list[tuple[np.ndarray, int]]:
+        """The vector of each query, and how many were embedded together."""
         loop = asyncio.get_running_loop()
-        return list(await loop.run_in_executor(self.embedding, self.reader.embed, queries))
+        vectors = await loop.run_in_executor(self.embedding, self.reader.embed, queries)
+        return [(vector, len(queries)) for vector in vectors]
 
     async def context(self, query: Query, tokens: int) -> Context:
-        return await self._read(self.reader.packed, await self.search(query), tokens)
+        found = await self.search(query)
+        return await self._read(self.reader.packed, found.hits, tokens)
 
     async def get(self, entry_id: str, user_id: str | None = None) -> Entry | None:
         return await self._read(self.reader.get, entry_id, user_id)

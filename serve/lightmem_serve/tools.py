@@ -19,7 +19,7 @@ from lightmem_core.online.keys import Scope
 from lightmem_core.online.tenants import stored_user
 from lightmem_core.types import Entry
 from lightmem_serve.access import Caller
-from lightmem_serve.backend import Server
+from lightmem_serve.backend import Server, searched
 from lightmem_serve.errors import NO_MEMORY, refused
 from lightmem_serve.results import iso, state_of
 from lightmem_serve.routes_memories import check_limits
@@ -205,10 +205,9 @@ async def search(asked: Asked, given: Search) -> Memories:
         until=milliseconds(given.until),
         wanted=named,
     )
-    hits = await asked.server.reader.search(query)
-    asked.server.metrics.entries.inc(len(hits))
-    found = [Recalled(**_of(hit.entry), score=round(hit.score, 4)) for hit in hits]
-    return Memories(memories=found)
+    found = await searched(asked.server, query)
+    hits = [Recalled(**_of(hit.entry), score=round(hit.score, 4)) for hit in found.hits]
+    return Memories(memories=hits)
 
 
 async def list_all(asked: Asked, given: Listing) -> Memories:

@@ -12,7 +12,7 @@ from lightmem_core.online.overview import Asked
 from lightmem_core.online.tenants import LONGEST_ID
 from lightmem_core.types import Entry
 from lightmem_serve.access import Asking, needs
-from lightmem_serve.backend import Serving
+from lightmem_serve.backend import Serving, searched
 from lightmem_serve.errors import told
 from lightmem_serve.explorer import views
 from lightmem_serve.explorer.lanes import lanes
@@ -100,7 +100,7 @@ async def search(
             first, last = (parse_time(given) if given else None for given in (since, until))
             end = None if last is None else last + DAY_MS - 1
             asked = retrieve.Query(owner, q, FOUND, since=first, until=end)
-            hits = await server.reader.search(asked)
+        hits = (await searched(server, asked)).hits
     found = list(zip(hits, views.scores(hits), strict=True))
     shown = {"q": q, "since": since, "until": until, "found": found, "views": views}
     return answer(request, "search.html", user=user, **shown)

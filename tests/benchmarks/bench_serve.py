@@ -1,0 +1,238 @@
+"""What a search costs on a running server, and what becomes of requests that are too many for it.
+
+    make bench-serve
+
+Stores of 100,000 and 1,000,000 entries, 100 a user. Their vectors are made up; queries are embedded
+by the real MiniLM. Of ten searches nine are of 500 busy users, one of any user. Clients wait for
+each answer before they ask again, on loopback and on the cores of the server. An answer's header
+says how long its embedding and ranking took; the rest of what the client waited is HTTP and Ray
+Serve. Too many: requests come at twice the best rate, whether or not others were answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import yaml
+from bench_store import load, name
+from measure import environment
+
+from lightmem_core import factory, load_config
+from lightmem_core.config import Config
+from lightmem_core.long_term.retrieve import Query
+from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_core.online.keys import KeyRing, NewKey
+from lightmem_core.online.reader import OnlineReader
+
+EACH = 100  # entries of a user
+BUSY, ANY = 500, 0.1
+CLIENTS = (1, 4, 16, 64)
+LIMIT = 10
+WAIT_S = 60  # longer than a server may take
+TIMING = re.compile(r"(\w+);dur=([\d.]+)")
+
+
+@dataclass
+class Load:
+    """What clients saw: the milliseconds of each answered request, all and by part, and how often
+    each status. `users` is how many the store has."""
+
+    users: int
+    seconds: float = 0.0
+    total: list[float] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=lambda: {"embed": [], "rank": []})
+    statuses: Counter[int | str] = field(default_factory=Counter)
+    chance: random.Random = field(default_factory=lambda: random.Random(3))
+
+    def query(self) -> dict[str, object]:
+        drawn = self.chance.random() < ANY
+        user = self.chance.randrange(self.users if drawn else min(BUSY, self.users))
+        words = " ".join(f"word{self.chance.randrange(5_000)}" for _ in range(4))
+        text = f"what did she say about {words}?"
+        return {"user_id": name(user), "query": text, "limit": LIMIT}
+
+    def note(self, waited: float, parts: dict[str, float]) -> None:
+        self.total.append(waited)
+        for part, values in self.parts.items():
+            values.append(parts[part])
+
+    @property
+    def rate(self) -> float:
+        return len(self.total) / self.seconds
+
+    def __str__(self) -> str:
+        total, embed, rank = map(np.array, (self.total, *self.parts.values()))
+        p50, p95, p99 = np.percentile(total, [50, 95, 99])
+        rest = np.median(total - embed - rank)
+        columns = (p50, p95, p99, np.median(embed), np.median(rank), rest)
+        return f"{self.rate:7.1f}" + "".join(f"{value:9.2f}" for value in columns)
+
+
+class Client:
+    """Asks a server, and notes what it answers."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, load: Load):
+        self.session, self.url, self.load = session, f"{url}/search", load
+
+    async def ask(self) -> None:
+        body, started = self.load.query(), time.perf_counter()
+        try:
+            async with self.session.post(self.url, json=body) as answer:
+                await answer.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            self.load.statuses[type(error).__name__] += 1
+            return
+        self.load.statuses[answer.status] += 1
+        if answer.status == 200:
+            waited = (time.perf_counter() - started) * 1000
+            timing = TIMING.findall(answer.headers["Server-Timing"])
+            self.load.note(waited, {part: float(ms) for part, ms in timing})
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A server, and how to reach it."""
+
+    url: str
+    key: str
+    users: int
+
+    async def waiting(self, clients: int, seconds: float) -> Load:
+        """So many clients, each of which waits for its answer before it asks again."""
+        load = Load(self.users)
+        async with self._session() as session:
+            client, end = Client(session, self.url, load), time.perf_counter() + seconds
+
+            async def one() -> None:
+                while time.perf_counter() < end:
+                    await client.ask()
+
+            await asyncio.gather(*(one() for _ in range(clients)))
+        load.seconds = seconds
+        return load
+
+    async def arriving(self, rate: float, seconds: float) -> Load:
+        """So many requests a second, whether or not those before were answered."""
+        load = Load(self.users)
+        async with self._session() as session:
+            client, started = Client(session, self.url, load), time.perf_counter()
+            asked = []
+            for number in range(int(rate * seconds)):
+                await asyncio.sleep(started + number / rate - time.perf_counter())
+                asked.append(asyncio.create_task(client.ask()))
+            await asyncio.gather(*asked)
+        load.seconds = seconds
+        return load
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            headers={"X-API-Key": self.key},
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=WAIT_S),
+        )
+
+
+def in_process(reader: OnlineReader, users: int, seconds: float) -> Load:
+    """The store called directly: one search after the other."""
+    load, end = Load(users), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        asked = load.query()
+        query = Query(str(asked["user_id"]), str(asked["query"]), LIMIT)
+        started = time.perf_counter()
+        vectors = reader.embed([query])
+        embedded = time.perf_counter()
+        reader.answer([query], vectors)
+        done = time.perf_counter()
+        parts = {"embed": (embedded - started) * 1000, "rank": (done - embedded) * 1000}
+        load.note((done - started) * 1000, parts)
+    load.seconds = seconds
+    return load
+
+
+@contextmanager
+def serving(config: Config, folder: Path, users: int) -> Iterator[Asked]:
+    """A server as a user starts it, until the block ends."""
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
+    ring = KeyRing(MemoryStore.open(config.memory.store).database)
+    _, key = ring.create(NewKey(scopes=("read",), per_minute=10_000_000))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, __file__, "--serve", str(path), str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield Asked(f"http://127.0.0.1:{port}", key, users)
+        finally:
+            process.communicate(b"\n", timeout=60)
+
+
+def serve_until_told(path: str, port: int) -> None:
+    from ray import serve
+
+    from lightmem_pipelines.cluster import ray_session
+    from lightmem_serve.app import AppArgs, build_app
+
+    with ray_session(load_config(path).pipelines):
+        serve.start(http_options={"host": "127.0.0.1", "port": port})  # pyright: ignore
+        serve.run(build_app(AppArgs(config=path)))
+        print("ready", flush=True)
+        sys.stdin.readline()
+        serve.shutdown()
+
+
+def measure(users: int, seconds: float, folder: Path) -> None:
+    config = load_config(uri=str(folder / "store"), shards=16)
+    embedder = factory.embedder(config.memory)
+    store = MemoryStore.create(config.memory.store, VectorModel.of(embedder))
+    load(store, range(users))
+    print(f"\n{users * EACH:,} entries of {users:,} users")
+    print(f"{'':28}    /s      p50      p95      p99    embed     rank     rest")
+    reader = OnlineReader(config.memory)
+    in_process(reader, users, seconds)
+    print(f"{'in one process':26} {in_process(reader, users, seconds)}", flush=True)
+    with serving(config, folder, users) as asked:
+        asyncio.run(asked.waiting(16, seconds))  # what is read and compiled once
+        best = 0.0
+        for clients in CLIENTS:
+            seen = asyncio.run(asked.waiting(clients, seconds))
+            best = max(best, seen.rate)
+            print(f"{f'{clients} clients':26} {seen}   {dict(seen.statuses)}", flush=True)
+        seen = asyncio.run(asked.arriving(2 * best, seconds))
+        print(f"{f'{2 * best:.0f} requests/s arrive':26} {seen}   {dict(seen.statuses)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", action="store_true", help="10,000 entries, some seconds")
+    parser.add_argument("--serve", nargs=2, metavar=("CONFIG", "PORT"))
+    args = parser.parse_args()
+    if args.serve:
+        serve_until_told(args.serve[0], int(args.serve[1]))
+        return
+    print(environment())
+    print("ms, of the answered requests; embed, rank, rest: medians")
+    for users in (100,) if args.small else (1_000, 10_000):
+        with tempfile.TemporaryDirectory() as folder:
+            measure(users, 5 if args.small else 20, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
