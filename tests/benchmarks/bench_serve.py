@@ -22,12 +22,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 import numpy as np
+import psutil
 import yaml
 from bench_store import load, name
 from measure import environment
@@ -43,7 +44,9 @@ EACH = 100  # entries of a user
 BUSY, ANY = 500, 0.1
 CLIENTS = (1, 4, 16, 64)
 LIMIT = 10
+PROCESSES = ("Proxy", "Api", "Reader", "Writer")
 WAIT_S = 60  # longer than a server may take
+SERVER = Path(__file__).parents[1] / "serve_process.py"
 TIMING = re.compile(r"(\w+);dur=([\d.]+)")
 
 
@@ -106,11 +109,23 @@ class Client:
 
 @dataclass(frozen=True)
 class Asked:
-    """A server, and how to reach it."""
+    """A server, and how to reach it; `pid` is the process that started its Ray."""
 
     url: str
     key: str
     users: int
+    pid: int
+
+    def cpu(self) -> Counter[str]:
+        """CPU seconds so far of the server's processes, by what they do."""
+        spent: Counter[str] = Counter()
+        for process in psutil.Process(self.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                title = " ".join(process.cmdline())
+                kind = next((kind for kind in PROCESSES if kind in title), "other")
+                times = process.cpu_times()
+                spent[kind] += times.user + times.system
+        return spent
 
     async def waiting(self, clients: int, seconds: float) -> Load:
         """So many clients, each of which waits for its answer before it asks again."""
@@ -174,28 +189,14 @@ def serving(config: Config, folder: Path, users: int) -> Iterator[Asked]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, __file__, "--serve", str(path), str(port)]
+    command = [sys.executable, str(SERVER), str(path), str(port)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        process.stdout.readline()  # it answers
         try:
-            yield Asked(f"http://127.0.0.1:{port}", key, users)
+            yield Asked(f"http://127.0.0.1:{port}", key, users, process.pid)
         finally:
-            process.communicate(b"\n", timeout=60)
-
-
-def serve_until_told(path: str, port: int) -> None:
-    from ray import serve
-
-    from lightmem_pipelines.cluster import ray_session
-    from lightmem_serve.app import AppArgs, build_app
-
-    with ray_session(load_config(path).pipelines):
-        serve.start(http_options={"host": "127.0.0.1", "port": port})  # pyright: ignore
-        serve.run(build_app(AppArgs(config=path)))
-        print("ready", flush=True)
-        sys.stdin.readline()
-        serve.shutdown()
+            process.communicate(timeout=60)
 
 
 def measure(users: int, seconds: float, folder: Path) -> None:
@@ -212,9 +213,13 @@ def measure(users: int, seconds: float, folder: Path) -> None:
         asyncio.run(asked.waiting(16, seconds))  # what is read and compiled once
         best = 0.0
         for clients in CLIENTS:
+            before = asked.cpu()
             seen = asyncio.run(asked.waiting(clients, seconds))
             best = max(best, seen.rate)
             print(f"{f'{clients} clients':26} {seen}   {dict(seen.statuses)}", flush=True)
+            spent = asked.cpu() - before
+            each = {kind: round(s * 1000 / len(seen.total), 2) for kind, s in spent.items()}
+            print(f"{'':28}CPU ms a request: {each}")
         seen = asyncio.run(asked.arriving(2 * best, seconds))
         print(f"{f'{2 * best:.0f} requests/s arrive':26} {seen}   {dict(seen.statuses)}")
 
@@ -222,11 +227,7 @@ def measure(users: int, seconds: float, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="10,000 entries, some seconds")
-    parser.add_argument("--serve", nargs=2, metavar=("CONFIG", "PORT"))
     args = parser.parse_args()
-    if args.serve:
-        serve_until_told(args.serve[0], int(args.serve[1]))
-        return
     print(environment())
     print("ms, of the answered requests; embed, rank, rest: medians")
     for users in (100,) if args.small else (1_000, 10_000):

@@ -88,6 +88,12 @@ def _reply(status: int, answer: Any) -> Reply:
     return Reply(status, json.loads(text) if is_json else text, headers)
 
 
+def unused_port(host: str = "127.0.0.1") -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
 @contextmanager
 def run_server(config: Config, host: str = "127.0.0.1") -> Iterator[Running]:
     """Serve the store of a configuration until the block ends."""
@@ -98,9 +104,7 @@ def run_server(config: Config, host: str = "127.0.0.1") -> Iterator[Running]:
     backend = ThreadedReader(reader), ThreadedWriter(writer)
     served = server_of(store, *backend, config.serve, config.memory.llm)
     app = create_app(served, access_of(store, config.serve))
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port = probe.getsockname()[1]
+    port = unused_port(host)
     settings = uvicorn.Config(app, host=host, port=port, log_level="warning", lifespan="on")
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -145,3 +149,8 @@ def server(start: Callable[..., Any]) -> Iterator[Running]:
     """One that all tests share, each with users of its own."""
     with start(requests_per_minute=100_000) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def free_port() -> int:
+    return unused_port()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -37,7 +36,7 @@ FAKES = ROOT / "configs" / "fakes.yaml"
 
 @pytest.fixture(scope="module")
 def server(
-    tmp_path_factory: pytest.TempPathFactory, _shared_llm_endpoint: Any
+    tmp_path_factory: pytest.TempPathFactory, _shared_llm_endpoint: Any, free_port: int
 ) -> Iterator[tuple[str, Config]]:
     """Without keys, and with Serve listening on this machine only."""
     folder = tmp_path_factory.mktemp("served")
@@ -47,15 +46,12 @@ def server(
     text["memory"]["llm"] = {"use": "openai", "options": options}
     path.write_text(yaml.safe_dump(text))
     config = load_config(path, uri=store)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with ray_session(config.pipelines.model_copy(update={"num_cpus": 2})):
         sample = str(ROOT / "samples" / "chats.jsonl")
         backfill(config, BackfillRequest((sample,), progress=False))
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.start(http_options={"host": "127.0.0.1", "port": free_port})
         serve.run(build_app(AppArgs(config=str(path), store=store)))
-        yield f"http://127.0.0.1:{port}", config
+        yield f"http://127.0.0.1:{free_port}", config
         serve.shutdown()
 
 
