@@ -7,21 +7,35 @@ from collections.abc import Sequence
 
 import regex
 
-from lightmem_core.language import LANGUAGES, WordModel, negates, words
+from lightmem_core.language import COMMON_BITS, LANGUAGES, WordModel, negates, words
 from lightmem_core.protocols import Tokenizer
 from lightmem_core.sensory.compress import check_rate
 
-QUOTED = regex.compile(r"[“„«\"]([^“”„«»\"]{1,100})[”“»\"]")
+# Single marks are quotes where no letter stands outside of them; within words, apostrophes.
+QUOTED = regex.compile(
+    r"""[“„«\"][^“”„«»\"]{1,100}[”“»\"]
+    | [「『《][^「」『』《》]{1,100}[」』》]
+    | (?<![\p{L}\p{N}])['‘‚‹](?!\s)
+        (?:[^'‘’‚‹›]|(?<=\p{L})['’](?=\p{L})){1,100}
+        (?<!\s)['’‘›](?!\p{L})""",
+    regex.VERBOSE,
+)
 SENTENCE_END = (".", "!", "?", "…", ":")
-# A capitalised word is a name if it is rarer than this, in bits; German writes nouns so, too.
-NAME_BITS, NAME_BITS_AT_START, NAME_BITS_GERMAN = 8, 13, 13
+# A capitalised word is a name if it carries as many bits as this. A sentence may start with any
+# word, and German capitalises its nouns, which stand behind an article where names rarely do.
+NAME_BITS, NOUN_BITS = 8, 13
+ARTICLE = regex.compile(
+    "d(?:er|ie|as|en|em|es)|im|ins|am|ans|vom|zum|zur|beim"
+    "|(?:(?:k|m|d|s)?ein|ihr|unser|eur|dies|jed|jen|welch|viel|all|manch)(?:e[mnrs]?)?"
+)
 
 
 class SelfInformationCompressor:
     """Keep the share `rate` of each text's tokens: the most informative words, in their order.
 
-    Names, numbers, negations, quoted titles and addresses always stay, even above the share; in
-    German, where every noun is capitalised, names only where they are rarer than common nouns.
+    Numbers, negations, what is quoted, addresses and names always stay, even above the share. A
+    name is told by its capital: one that is a word of small talk too ("Will") may go where it
+    starts a sentence, and in German one behind an article ("die Emma") unless it is rare.
     """
 
     def __init__(
@@ -59,29 +73,40 @@ class SelfInformationCompressor:
     def _protected(
         self, text: str, pieces: list[str], bits: list[float], language: str
     ) -> set[int]:
-        quoted = {_bare(piece) for match in QUOTED.findall(text) for piece in match.split()}
-        mid_sentence = NAME_BITS_GERMAN if language == "de" else NAME_BITS
-        kept, at_start = set(), True
+        kept, at_start, before = _quoted(text, pieces), True, ""
         for i, piece in enumerate(pieces):
-            name_bits = NAME_BITS_AT_START if at_start else mid_sentence
-            if _always_kept(piece, quoted) or (_capitalised(piece) and bits[i] >= name_bits):
+            name_bits = NAME_BITS
+            if at_start:
+                name_bits = COMMON_BITS
+            elif language == "de":
+                name_bits = NOUN_BITS if ARTICLE.fullmatch(before) else COMMON_BITS
+            if _always_kept(piece) or (_capitalised(piece) and bits[i] >= name_bits):
                 kept.add(i)
-            at_start = piece.endswith(SENTENCE_END)
+            at_start, before = piece.endswith(SENTENCE_END), piece.lower()
         return kept
 
 
-def _always_kept(piece: str, quoted: set[str]) -> bool:
+def _quoted(text: str, pieces: list[str]) -> set[int]:
+    """The pieces that stand in quotation marks."""
+    spans = [match.span() for match in QUOTED.finditer(text)]
+    found, at = set(), 0
+    for i, piece in enumerate(pieces if spans else ()):
+        start = text.index(piece, at)
+        at = start + len(piece)
+        while spans and spans[0][1] <= start:
+            spans.pop(0)
+        if spans and spans[0][0] < at:
+            found.add(i)
+    return found
+
+
+def _always_kept(piece: str) -> bool:
     return (
-        _bare(piece) in quoted
-        or any(c.isdigit() for c in piece)
+        any(c.isdigit() for c in piece)
         or "@" in piece
         or "://" in piece
         or any(map(negates, words(piece)))
     )
-
-
-def _bare(piece: str) -> str:
-    return piece.strip("“”„«»\"'.,!?;:()")
 
 
 def _capitalised(piece: str) -> bool:

@@ -79,6 +79,11 @@ def test_the_rarest_words_are_those_that_stay():
          "https://example.org/a"}),
         ('then we saw "the wind and the sun" with all of them', {'"the', "wind", "and", 'sun"'}),
         ("then we saw “the good, the bad and the ugly” with them", {"good,", "bad", "ugly”"}),
+        ("then we saw 'it' and ‘up’ again and it was up to us", {"'it'", "‘up’"}),
+        ("we saw 'don't look up' with the kids' friends", {"'don't", "look", "up'"}),
+        ("We went there. John was there with us. London is nice.", {"John", "London"}),
+        ("wir sind dann nach Berlin gefahren und waren in Hamburg", {"Berlin", "Hamburg"}),
+        ("Peter fährt nach Berlin und besichtigt das Museum", {"Peter", "Berlin"}),
         ("wir haben dann „das boot“ noch einmal gesehen und gegessen", {"„das", "boot“"}),
         ("ich habe das nicht gesehen und sie hat keine zeit für uns", {"nicht", "keine"}),
         ("nunca he visto nada de eso en la casa de mi madre", {"nunca", "nada"}),
@@ -86,6 +91,15 @@ def test_the_rarest_words_are_those_that_stay():
 )  # fmt: skip
 def test_names_numbers_negations_titles_and_addresses_always_stay(text: str, kept: set[str]):
     assert kept <= set(compress(text).split())
+
+
+def test_apostrophes_are_no_quotes_and_what_is_quoted_stays_only_there():
+    assert "friends" not in compress("the kids' friends' and that they were at the park")
+    assert compress("we saw “it” and then it was time for us", 0.1) == "“it”"
+
+
+def test_german_nouns_behind_an_article_may_go():
+    assert compress("wir haben das Haus und den Tag mit Anna gesehen", 0.1) == "Anna"
 
 
 @pytest.mark.parametrize(
