@@ -35,7 +35,8 @@ class _Read:
 class RuleUpdater(Updater):
     """Merge an entry into a later one of the same speaker and day that says the same: equal
     words, or a cosine of at least `near` where they differ in their order, in articles and the
-    like. Supersede it where a later one gives the same attribute (home, job, ...) another value.
+    like. Supersede it where a later one gives the same attribute another value: a favourite, a
+    number, and, if it says that this has changed, the home or the job.
     """
 
     def __init__(self, near: float = 0.95):

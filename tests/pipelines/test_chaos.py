@@ -70,7 +70,7 @@ def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def message(user: int, session: int, turn: int) -> dict[str, object]:
     """What is said again the same day is merged, another home supersedes the first."""
-    said = [f"I live in {CITIES[(user + session) % len(CITIES)]}.", "I play the violin."]
+    said = [f"I now live in {CITIES[(user + session) % len(CITIES)]}.", "I play the violin."]
     other = f"Note {user} {session} {turn} is unlike others."
     return {
         "user_id": f"user-{user}",

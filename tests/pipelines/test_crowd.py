@@ -29,7 +29,7 @@ pytestmark = pytest.mark.ray
 
 def session(user: str, number: int) -> Iterator[dict[str, object]]:
     """A home that changes with every session, a sentence that all sessions have, and others."""
-    home = f"I live in {CITIES[number % len(CITIES)]}."
+    home = f"I now live in {CITIES[number % len(CITIES)]}."
     said = [home, "I play the violin.", *(f"Note {number} {turn} of {user}." for turn in range(6))]
     for turn, content in enumerate(said):
         yield {
