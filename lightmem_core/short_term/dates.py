@@ -60,7 +60,10 @@ GRAMMARS = {
         on="on|this",
         during="in|during|since",
         of="of",
-        intent="will|gonna|going to|plan(?:ning)? to|[a-z]+'ll|looking forward|can't wait",
+        intent="will|gonna|going to|plan(?:ning)? to|[a-z]+'ll|looking forward|can't wait"
+        r"|(?:(?<!\b(?:in|of|on|since|by|until|last|next|early|late|mid) |\d(?:st|nd|rd|th)? )may"
+        "|might|should|shall)(?! (?:have\\b|\\d))|(?:want|hope|need|have|intend)s? to"
+        "|would like to",
     ),
     "de": Grammar(
         fixed="vorgestern|gestern|heute|übermorgen"
@@ -79,7 +82,8 @@ GRAMMARS = {
         on="am|diese[mnrs]?",
         during="im|seit",
         of="des",
-        intent="werden?|wird|wirst|will|wollen|freue mich auf",
+        intent="werden?|wird|wirst|will|wollen|möchten?|soll(?:en)?|muss|müssen|kann|können|darf"
+        "|dürfen|freue mich auf",
     ),
     "es": Grammar(
         fixed="anteayer|ayer|hoy|pasado mañana|(?<!(?:la|esta|cada|una) )mañana",
@@ -98,7 +102,8 @@ GRAMMARS = {
         on="el|este",
         during="en|desde",
         of="de|del",
-        intent="vamos a|voy a|vas a|va a|van a",
+        intent="vamos a|voy a|vas a|va a|van a|quiero|queremos|puedo|podemos|tengo que|tenemos que"
+        "|espero",
     ),
     "fr": Grammar(
         fixed="avant-hier|hier|aujourd'hui|après-demain|demain",
@@ -117,13 +122,14 @@ GRAMMARS = {
         on="ce",
         during="en|depuis",
         of="de",
-        intent="vais|vas|va|allons|allez|vont",
+        intent="vais|vas|va|allons|allez|vont|veux|voulons|peux|pouvons|dois|devons|espère",
     ),
 }
 
 
 def resolve(text: str, said_at: int, language: str) -> int | None:
-    """Midnight UTC of the first day named in the text, or None. A month stands for its first day.
+    """Midnight UTC of the first day named in the text, or None. A named month stands for its first
+    day; "last year" and "two months ago" are counted from the day to the day.
 
     Languages without a grammar here give None.
     """
@@ -187,13 +193,14 @@ def _read(phrase: str, said_on: str, language: str, tense: str) -> int | None:
         tense = "past"
     elif regex.search(rf"\b(?:{g.future}|this)\b", phrase):
         tense = "future"
+    of_month = regex.search(rf"\b(?:{g.months})\b", phrase)
     found = dateparser.parse(
         _plain(phrase, g),
         languages=[language],
         settings={
             "RELATIVE_BASE": datetime.fromisoformat(said_on),
             "PREFER_DATES_FROM": tense,
-            "PREFER_DAY_OF_MONTH": "first",
+            "PREFER_DAY_OF_MONTH": "first" if of_month else "current",
         },
     )
     if found is None:

@@ -29,11 +29,31 @@ def resolved(text: str, language: str = "en") -> str | None:
         ("de", "am 3. Mai 2021", "2021-05-03"),
         ("es", "hace dos días", "2023-05-06"),
         ("es", "la semana pasada", "2023-05-01"),
+        ("en", "I may go on Monday", "2023-05-15"),
+        ("en", "My sister might not come on Friday", "2023-05-12"),
+        ("en", "She wants to leave on Friday", "2023-05-12"),
+        ("en", "I may have seen her on Friday", "2023-05-05"),
+        ("en", "In May we met on Friday", "2023-05-01"),
+        ("de", "Ich muss am Freitag hin", "2023-05-12"),
         ("fr", "il y a trois jours", "2023-05-05"),
         ("fr", "Aujourd’hui il pleut", "2023-05-08"),
     ],
 )
 def test_a_named_day_is_midnight_of_that_day(language: str, text: str, day: str):
+    assert resolved(text, language) == f"{day}T00:00"
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "day"),
+    [
+        ("en", "last year", "2022-05-08"),
+        ("en", "two months ago", "2023-03-08"),
+        ("de", "vor einem Jahr", "2022-05-08"),
+        ("es", "el mes pasado", "2023-04-08"),
+        ("fr", "il y a deux ans", "2021-05-08"),
+    ],
+)
+def test_months_and_years_are_counted_from_the_day(language: str, text: str, day: str):
     assert resolved(text, language) == f"{day}T00:00"
 
 
