@@ -10,6 +10,7 @@ from functools import lru_cache
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST = 0
 LAST = (datetime(2201, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(milliseconds=1) - 1
+SECONDS_FROM = 1e8  # March 1973; smaller numbers are dates ("20230508"), years or counters
 MILLISECONDS_FROM = 1e11  # as seconds the year 5138, as milliseconds March 1973
 
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -32,7 +33,8 @@ def parse_time(value: object, timezone: tzinfo = UTC) -> int:
     """UTC milliseconds of a time written in any accepted way; a naive one is read in `timezone`.
 
     Accepts ISO 8601, epoch seconds or milliseconds, dates and datetimes, and the styles of LoCoMo
-    and LongMemEval. Raise ValueError if it cannot be read or lies outside the years 1970 to 2200.
+    and LongMemEval. Raise ValueError if it cannot be read or lies outside the years 1970 to 2200;
+    a number must lie in March 1973 or later, for smaller ones are mistaken for times too easily.
     """
     if isinstance(value, str):
         return parse_text(value, timezone)
@@ -83,8 +85,8 @@ def spoken(hour: str, minute: str, half: str, day: str, month: str, year: str) -
 
 def from_epoch(value: float) -> int:
     """Seconds or milliseconds, told apart by their size."""
-    if not 0 <= value < 1e16:  # false for NaN too
-        raise ValueError("a negative, huge or absent number is no epoch time")
+    if not SECONDS_FROM <= value < 1e16:  # false for NaN too
+        raise ValueError(f"{value} is no epoch time: too small, too large, or no number")
     return in_range(round(value if value >= MILLISECONDS_FROM else value * 1000))
 
 

@@ -127,6 +127,7 @@ def test_a_message_row_keeps_what_it_says():
         ({"timestamp": "soon"}, "bad_time"),
         ({"timestamp": True}, "bad_time"),
         ({"timestamp": float("nan")}, "bad_time"),
+        ({"timestamp": 20230508}, "bad_time"),
         ({"position": -1}, "wrong_type"),
         ({"position": "3"}, "wrong_type"),
         ({"position": 2**31}, "wrong_type"),

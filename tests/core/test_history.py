@@ -1,10 +1,12 @@
 from collections.abc import Callable, Sequence
+from datetime import UTC
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightmem_core.formats import FORMATS
 from lightmem_core.history import UNPLACED, ordered_history
 from lightmem_core.types import Message
 
@@ -43,6 +45,18 @@ def test_messages_without_a_position_follow_those_with_one(message: Make, unplac
         ("fifth", 5),
         ("late", 6),
     ]
+
+
+def test_positions_of_rows_without_a_session_do_not_meet_in_the_default_one():
+    """Each export counts from 0; what was said again another day is no repeat."""
+    row = {"user_id": "ada", "role": "user", "content": "Good morning", "position": 0}
+    days = [{**row, "timestamp": f"2025-06-1{day}T09:00"} for day in (2, 1, 1)]
+    days.append({**days[0], "content": "Tea?", "position": 1, "timestamp": "2025-06-11T09:01"})
+    read = [m for n, r in enumerate(days) for m in FORMATS["messages"](r, f"f:{n}", UTC)]
+    found = ordered_history(m for m in read if isinstance(m, Message))
+    assert [m.content for m in found.messages] == ["Good morning", "Tea?", "Good morning"]
+    assert [m.position for m in found.messages] == [0, 1, 2]
+    assert found.duplicates == 1  # the one of the same time
 
 
 def test_sessions_are_ordered_by_their_first_time(message: Make):
