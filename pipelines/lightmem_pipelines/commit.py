@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -104,11 +105,13 @@ class Commit:
     """The last step of a backfill: hand each row to the committer of its user's shard, and wait.
     What comes out is the number of messages that turned out to be duplicates."""
 
-    def __init__(self, committers: Committers, run_id: str):
+    def __init__(self, committers: Committers, run_id: str, monitor: Any):
         self.committers = committers
         self.run_id = run_id
+        self.monitor = monitor
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        started = time.perf_counter()
         shards = self.committers.shard_count
         numbers = [shard_number(user_id, shards) for user_id in batch["user_id"].to_pylist()]
         waiting = []
@@ -116,4 +119,5 @@ class Commit:
             part = batch.filter(pa.array([n == number for n in numbers]))
             waiting.append(self.committers.insert(number, part, self.run_id))
         duplicates = sum(batch["duplicates"].to_pylist()) + sum(ray.get(waiting))
+        self.monitor.step.remote("commit", len(batch), time.perf_counter() - started)
         return pa.table({"duplicates": [duplicates]})

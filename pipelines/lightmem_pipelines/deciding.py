@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -63,12 +64,14 @@ class Deciding:
     def decide(self, portion: Portion, consolidation: Consolidation) -> None:
         """Decide for some users and save that, even if it is nothing: then it need not be
         repeated."""
+        started = time.perf_counter()
         shard = MemoryStore.open(self.config.memory.store).shard(portion.shard)
         rows = read(shard.entries, f"{of_users(portion.users)} AND superseded_by = ''")
         decisions = list(consolidation.of_rows(rows, portion.new))
         self.files.write_rows("decisions", portion.name, to_table(decisions, Decision))
         counts = {"users": len(portion.users), "entries": len(rows), "decisions": len(decisions)}
         self.monitor.add.remote(**counts)
+        self.monitor.step.remote("decide", len(rows), time.perf_counter() - started)
         if replies := taken_counts(consolidation.updater):
             self.monitor.replied.remote(replies)
 
@@ -210,16 +213,21 @@ class ApplyPortions:
 
     Where an online write came between reading and the commit it wins, and what now follows from
     the decisions is written again; what has not landed in the end is counted as dropped. `vectors`
-    refer to those of updated texts, by portion.
+    refer to those of updated texts, by portion. `monitor` is told what that took.
     """
 
     files: RunFiles
     names: list[str]
     vectors: Mapping[str, Any]
+    monitor: Any = None
 
     def __call__(self, shard: Shard) -> Outcome:
+        started = time.perf_counter()
         outcome = self._written(shard)
         compact_if_crowded(shard)
+        if self.monitor is not None:
+            rows = outcome.held.total() + outcome.dropped.total()
+            self.monitor.step.remote("apply", rows, time.perf_counter() - started)
         return outcome
 
     def _written(self, shard: Shard) -> Outcome:

@@ -165,18 +165,22 @@ def _backfill_lines(report: dict[str, Any]) -> list[str]:
         f"{report['tokens_after']:,} after ({share:.0%}), in {report['segments']:,} segments",
         *_llm_lines(report),
     ]
-    lines += [
-        f"    {name:<10}{int(step['rows']):>9,} rows {step['seconds']:>9.1f} s"
-        for name, step in report["steps"].items()
-    ]
+    lines += _step_lines(report)
     if bad:
         lines.append(f"  the quarantined rows are in {report['quarantine']}")
     return lines
 
 
 def _sleep_lines(report: dict[str, Any]) -> list[str]:
-    lines = [*sleep_lines(report), *_llm_lines(report), *reason_lines(report)]
+    lines = [*sleep_lines(report), *_llm_lines(report), *_step_lines(report), *reason_lines(report)]
     return lines if report["applied"] else [*lines, "  nothing is changed yet"]
+
+
+def _step_lines(report: dict[str, Any]) -> list[str]:
+    return [
+        f"    {name:<10}{int(step['rows']):>9,} rows {step['seconds']:>9.1f} s"
+        for name, step in report.get("steps", {}).items()
+    ]
 
 
 def _llm_lines(report: dict[str, Any]) -> list[str]:

@@ -33,6 +33,7 @@ from lightmem_pipelines.files import RunFiles
 from lightmem_pipelines.monitor import Progress, shown, start_monitor
 from lightmem_pipelines.planning import Scope, plan_shard
 from lightmem_pipelines.replies import usage
+from lightmem_pipelines.report import step_table
 
 TASKS_A_CPU = 2  # that are handed to Ray at a time: what they are given is held in memory
 
@@ -43,7 +44,7 @@ class SleepReport:
 
     `decided` counts decisions by action and reason. Once these are `applied`, the counts by action
     are of those that held, and `dropped` of the others, by reason. `undecided` entries are kept
-    because no decision could be had, by reason.
+    because no decision could be had, by reason. `steps` are those of this attempt of the run.
     """
 
     users: int
@@ -61,6 +62,7 @@ class SleepReport:
     undecided: dict[str, int] = field(default_factory=dict)
     llm: Usage = field(default_factory=Usage)
     replies: dict[str, int] = field(default_factory=dict)
+    steps: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def as_dict(self, prices: Prices | None = None) -> dict[str, Any]:
         return asdict(self) | {"llm": self.llm.as_dict(prices)}
@@ -75,7 +77,7 @@ class SleepPhase:
         self.run = run
         self.files = RunFiles.of(config.memory.store, run.id)
         self.outcome: Outcome | None = None
-        self.replies: dict[str, int] = {}
+        self.monitor: Any = None
         self.started = time.perf_counter()
 
     @property
@@ -90,9 +92,9 @@ class SleepPhase:
         scope = Scope.of(self.store, self.run)
         planned = set(self.files.names("planned"))
         missing = [n for n in range(self.store.shard_count) if f"{n:04}" not in planned]
-        plan = ray.remote(num_cpus=1, max_retries=3)(plan_shard)
-        _in_turn(partial(plan.remote, self.config, scope, number) for number in missing)
-        monitor = start_monitor(budget=budget, usage=usage(self.files))
+        self.monitor = monitor = start_monitor(budget=budget, usage=usage(self.files))
+        plan = ray.remote(num_cpus=1, max_retries=3)(_planned)
+        _in_turn(partial(plan.remote, self.config, scope, number, monitor) for number in missing)
         deciding = Deciding(self.config, self.files, monitor, budget.capped)
         entries = sum(shard["entries"] for shard in self.files.read_json("planned"))
         with shown(monitor, partial(_line, entries), progress):
@@ -101,8 +103,6 @@ class SleepPhase:
             else:
                 remote = decide_portion.remote  # pyright: ignore[reportFunctionMemberAccess]
                 _in_turn(partial(remote, deciding, portion) for portion in self._undecided())
-        ended: Progress = ray.get(monitor.read.remote())  # pyright: ignore[reportAssignmentType]
-        self.replies = dict(ended.replies)
 
     def _undecided(self) -> Iterator[Portion]:
         """The portions to decide, shard by shard."""
@@ -121,6 +121,7 @@ class SleepPhase:
     def apply(self) -> None:
         """Each shard's committer makes all changes of its shard in one commit."""
         committers = Committers(self.config, self.store.model)
+        self.monitor = monitor = self.monitor or start_monitor()
         shards: dict[int, list[str]] = {}
         vectors: dict[str, Any] = {}
         for name, tally in self._tallies():
@@ -130,7 +131,7 @@ class SleepPhase:
                 vectors[name] = embed_updates.remote(self.config, self.run.id, name)  # pyright: ignore[reportFunctionMemberAccess]
         self.outcome = Outcome()
         calls = (
-            partial(committers.apply, n, ApplyPortions(self.files, names, vectors))
+            partial(committers.apply, n, ApplyPortions(self.files, names, vectors, monitor))
             for n, names in shards.items()
         )
         for outcome in _in_turn(calls):
@@ -152,6 +153,7 @@ class SleepPhase:
         counts = {action: sum(reasons.values()) for action, reasons in decided.items()}
         held = counts if self.outcome is None else self.outcome.held
         planned = list(self.files.read_json("planned"))
+        progress: Progress = ray.get(self.monitor.read.remote())
         return SleepReport(
             users=sum(shard["users"] for shard in planned),
             entries=sum(shard["entries"] for shard in planned),
@@ -167,8 +169,15 @@ class SleepPhase:
             dropped=dict(self.outcome.dropped) if self.outcome else {},
             undecided=undecided,
             llm=usage(self.files),
-            replies=self.replies,
+            replies=dict(progress.replies),
+            steps=step_table(progress),
         )
+
+
+def _planned(config: Config, scope: Scope, number: int, monitor: Any) -> None:
+    started = time.perf_counter()
+    entries = plan_shard(config, scope, number)
+    monitor.step.remote("plan", entries, time.perf_counter() - started)
 
 
 def _portion(shard: int, number: int, rows: pa.Table) -> Portion:

@@ -77,8 +77,9 @@ def _covered(store: MemoryStore, run: Run, user_id: str | None) -> Covered:
     return Covered(at, run_id, own)
 
 
-def plan_shard(config: Config, scope: Scope, number: int) -> None:
-    """Save what is to be judged in a shard, and what is seen of what came in shortly before."""
+def plan_shard(config: Config, scope: Scope, number: int) -> int:
+    """Save what is to be judged in a shard, and what is seen of what came in shortly before; return
+    how many entries it holds."""
     shard = MemoryStore.open(config.memory.store).shard(number)
     place, name = config.memory.store, f"{number:04}"
     known = _seen(RunFiles.of(place, scope.covered.run_id), name)
@@ -91,6 +92,7 @@ def plan_shard(config: Config, scope: Scope, number: int) -> None:
     files.write_rows("seen", name, found.seen)
     counts = {"users": len(found.entries), "entries": sum(found.entries.values())}
     files.write_json("planned", name, counts | {"visited": len(plan)})  # last: the plan is whole
+    return counts["entries"]
 
 
 def _batches(shard: Shard, user_id: str | None) -> Iterator[pa.RecordBatch]:

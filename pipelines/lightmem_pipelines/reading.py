@@ -21,6 +21,8 @@ from lightmem_pipelines.files import InputFile, RunFiles
 
 BLOCK_MESSAGES = 5_000
 BYTES_PER_PARTITION = 8 << 20
+UNPACKED = 5  # times as large as its file is what a packed one holds
+PACKED = (".gz", ".zst", ".parquet")
 MOST_PARTITIONS = 4_096  # of more than 32 GiB each is larger: the shuffle's own books must fit too
 ONE_USER_A_RECORD = {"locomo", "longmemeval"}
 # The columns that a source can fill; stages fill the others.
@@ -57,29 +59,28 @@ class Reader:
                 yield to_table([ordered_history(held)], History)
 
     def _blocks(self, path: str) -> Iterator[pa.Table]:
-        system, place = self.run_files.filesystem(path)
         rows: list[Message] = []
         bad = BadRows(self.run_files, self.monitor, path)
         started, messages = time.perf_counter(), 0
-        with system.open_input_file(place) as file:
+        with open_input(self.run_files, path) as file:
             for item in self._items(file, path):
                 if isinstance(item, Rejected):
                     bad.add(item)
                     continue
                 rows.append(item)
                 if len(rows) == BLOCK_MESSAGES:
-                    yield self._table(rows)
+                    yield self._table(rows, started)
                     messages, rows = messages + len(rows), []
                     if ray.get(self.monitor.stopped.remote()) is not None:
                         return
-        if rows:
-            yield self._table(rows)
-        messages += len(rows)
+                    started = time.perf_counter()
         bad.close()
-        summary = {"messages": messages, "rejected": bad.reasons}
+        summary = {"messages": messages + len(rows), "rejected": bad.reasons}
         self.run_files.write_json("read", stable_id(path), summary)
         self.monitor.add.remote(files=1)
-        self.monitor.step.remote("read", messages, time.perf_counter() - started)
+        table = self._table(rows, started)
+        if rows:
+            yield table
 
     def _items(self, file: Any, path: str) -> Iterator[Message | Rejected]:
         """What a file holds. One of an unknown format is a rejected row: the others go on."""
@@ -87,10 +88,32 @@ class Reader:
             yield from parse_file(file, path, self.format, ZoneInfo(self.timezone))
         except InputError as error:
             yield Rejected(path, "bad_file", str(error), "")
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
-    def _table(self, rows: Sequence[Message]) -> pa.Table:
+    def _table(self, rows: Sequence[Message], started: float) -> pa.Table:
+        """A block that was begun at `started`: who takes it may let the reader wait."""
+        table = to_table(rows, Message).select(INPUT_COLUMNS)
         self.monitor.add.remote(read=len(rows))
-        return to_table(rows, Message).select(INPUT_COLUMNS)
+        self.monitor.step.remote("read", len(rows), time.perf_counter() - started)
+        return table
+
+
+def open_input(run_files: RunFiles, path: str) -> Any:
+    """Open a file of the input. Raise InputError if that cannot be done."""
+    system, place = run_files.filesystem(path)
+    try:
+        return system.open_input_file(place)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(
+        f"{path} cannot be read: {reason}. See that it is there and may be read, or leave it out; "
+        "the same command then goes on"
+    )
 
 
 class BadRows:
@@ -135,7 +158,7 @@ def read_histories(files: Sequence[InputFile], reader: Reader, grouped: bool) ->
     if grouped or all(_one_user_a_record(f, reader) for f in files):
         return paths.map_batches(reader.histories, batch_size=1, num_cpus=1)
     messages = paths.map_batches(reader, batch_size=1, num_cpus=1)
-    partitions = sum(f.size for f in files) // BYTES_PER_PARTITION
+    partitions = sum(map(_unpacked, files)) // BYTES_PER_PARTITION
     users = messages.groupby("user_id", num_partitions=min(max(2, partitions), MOST_PARTITIONS))
     return users.map_groups(_history, batch_format="pyarrow", num_cpus=1)
 
@@ -144,12 +167,16 @@ def _history(group: pa.Table) -> pa.Table:
     return to_table([ordered_history(from_table(group, Message))], History)
 
 
+def _unpacked(file: InputFile) -> int:
+    """About how many bytes of messages a file holds."""
+    return file.size * UNPACKED if file.path.lower().endswith(PACKED) else file.size
+
+
 def _one_user_a_record(file: InputFile, reader: Reader) -> bool:
     if reader.format is not None:
         return reader.format in ONE_USER_A_RECORD
-    system, place = reader.run_files.filesystem(file.path)
-    try:
-        with system.open_input_file(place) as stream:
+    with open_input(reader.run_files, file.path) as stream:
+        try:
             return detect_file(stream, file.path) in ONE_USER_A_RECORD
-    except InputError:
-        return False
+        except InputError:
+            return False

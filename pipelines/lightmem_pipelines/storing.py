@@ -59,7 +59,7 @@ class Storing:
         _advise(self.config)
         committers = Committers(self.config, self.store.model)
         outcomes = self._through(histories, steps, front).map_batches(
-            Commit(committers, self.files.run_id),
+            Commit(committers, self.files.run_id, self.monitor),
             batch_size=self.config.pipelines.commit_buffers
             * min(self.store.shard_count, SHARDS_A_COMMIT),
             batch_format="pyarrow",

@@ -249,6 +249,8 @@ def test_the_report_of_a_small_store(tmp_path: Path):
     assert json.loads(json.dumps(report.as_dict()))["categories"] == report.categories
     lines = render_text(report).splitlines()
     assert [line.split()[-1] for line in lines if line.startswith(ENTRIES)] == ["100.0", "4k"]
+    for name in (COSINE, WORDS, FUSED):
+        assert [line.split()[-1] for line in lines if line.startswith(name)] == ["100.0", "4k"]
 
 
 def test_merged_entries_keep_their_recall(tmp_path: Path):

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightmem_pipelines.evaluation.rankings import BEFORE_SLEEP, ENTRIES, FUSED
+from lightmem_pipelines.evaluation.rankings import BEFORE_SLEEP, COSINE, ENTRIES, FUSED, WORDS
 from lightmem_pipelines.evaluation.recall import EVIDENCE_METRICS, SESSION_METRICS
 
-DETAILED = (ENTRIES, BEFORE_SLEEP, FUSED)
+DETAILED = (ENTRIES, BEFORE_SLEEP, COSINE, WORDS, FUSED)
 NAME_WIDTH = 28
 
 
