@@ -1,10 +1,14 @@
-"""Turn `use: name` or `use: package.module:Class` into an object."""
+"""Turn `use: name` or `use: package.module:Class` into an object.
+
+Packages built on this one give names of their own by entry points of the group "lightmem.KIND".
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 from lightmem_core.config import Component
@@ -47,7 +51,6 @@ BUILTIN = {
     "llm": {
         "openai": "lightmem_core.llm.openai:OpenAIChat",
         "vllm": "lightmem_core.llm.vllm:VLLMChat",
-        "serve": "lightmem_pipelines.served:ServedChat",
         "echo": "lightmem_core.llm.echo:EchoChat",
     },
 }
@@ -77,19 +80,26 @@ def load(kind: str, component: Component, **given: Any) -> Any:
 def find(kind: str, component: Component) -> Any:
     """The class that `component.use` names. Raise ConfigError with the names, or the options of
     the class, that exist."""
-    known = BUILTIN[kind]
-    module, _, name = known.get(component.use, component.use).partition(":")
-    if not name:
-        raise ConfigError(
-            f"unknown {kind} {component.use!r}: "
-            f"use one of {sorted(known)}, or the path 'package.module:Class' of your own"
-        )
+    path = BUILTIN[kind].get(component.use, component.use)
+    if ":" not in path:
+        path = _path_of_another_package(kind, component.use)
+    module, _, name = path.partition(":")
     try:
         cls = getattr(import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{kind} {component.use!r} cannot be imported: {error}") from error
     _check_options(kind, component, inspect.signature(cls).parameters)
     return cls
+
+
+def _path_of_another_package(kind: str, name: str) -> str:
+    others = {point.name: point.value for point in entry_points(group=f"lightmem.{kind}")}
+    if name not in others:
+        raise ConfigError(
+            f"unknown {kind} {name!r}: use one of {sorted(BUILTIN[kind] | others)}, or the path "
+            "'package.module:Class' of your own"
+        )
+    return others[name]
 
 
 def _check_options(

@@ -85,3 +85,9 @@ class Updater(Protocol):
         """For each queue what becomes of its entry (None: nothing), or a string that says why that
         could not be decided."""
         ...
+
+
+class Filter(Protocol):
+    """Which entries of a user are wanted."""
+
+    def matches(self, entry: Entry) -> bool: ...

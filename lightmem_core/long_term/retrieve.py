@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,11 +18,8 @@ from lightmem_core.long_term.tables import now_ms
 from lightmem_core.long_term.versions import entries_as_of
 from lightmem_core.long_term.warm import Waiting, WarmUsers
 from lightmem_core.metadata import expired
-from lightmem_core.protocols import Embedder, Reranker
+from lightmem_core.protocols import Embedder, Filter, Reranker
 from lightmem_core.types import Entry, Message
-
-if TYPE_CHECKING:
-    from lightmem_core.online.service import Filter
 
 MOST_NEIGHBOURS = 50
 

@@ -26,8 +26,8 @@ from lightmem_core.online.known_users import KnownUsers
 from lightmem_core.online.overview import Asked, Changes, Story, TimeLine, changes, story, time_line
 from lightmem_core.online.paging import behind
 from lightmem_core.online.provisional import Provisional
-from lightmem_core.online.service import Context, Filter
-from lightmem_core.protocols import Embedder
+from lightmem_core.online.service import Context
+from lightmem_core.protocols import Embedder, Filter
 from lightmem_core.schema import from_table
 from lightmem_core.types import Entry
 

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from lightmem_core.long_term.retrieve import Hit, Query
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory
+from lightmem_core.protocols import Filter
 from lightmem_core.types import Entry
 
 
@@ -50,12 +51,6 @@ class Context:
     text: str
     tokens: int
     hits: tuple[Hit, ...]
-
-
-class Filter(Protocol):
-    """Which entries of a user are wanted."""
-
-    def matches(self, entry: Entry) -> bool: ...
 
 
 class Writing(Protocol):

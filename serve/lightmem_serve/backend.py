@@ -15,8 +15,9 @@ from lightmem_core.long_term.retrieve import Hit, Query
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory
 from lightmem_core.online.jobs import JobStore
-from lightmem_core.online.service import Accepted, Context, Filter, Incoming, Reading, Writing
+from lightmem_core.online.service import Accepted, Context, Incoming, Reading, Writing
 from lightmem_core.online.writer import WriterStatus
+from lightmem_core.protocols import Filter
 from lightmem_core.types import Entry
 from lightmem_serve.errors import told
 from lightmem_serve.metrics import Metrics

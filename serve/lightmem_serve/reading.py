@@ -17,7 +17,8 @@ from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory
 from lightmem_core.online.overview import Asked, Changes, Story, TimeLine
 from lightmem_core.online.reader import OnlineReader
-from lightmem_core.online.service import Context, Filter
+from lightmem_core.online.service import Context
+from lightmem_core.protocols import Filter
 from lightmem_core.types import Entry
 from lightmem_serve.backend import Searched
 

@@ -1,3 +1,4 @@
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,10 +8,12 @@ from lightmem_core import factory
 from lightmem_core.config import STEPS, Component, Config, MemoryConfig, load_config
 from lightmem_core.encoders.hashing import HashEmbedder, WordTokenizer
 from lightmem_core.errors import ConfigError
+from lightmem_core.fingerprint import fingerprint
 from lightmem_core.llm.chat import NoReplies
 from lightmem_core.plugins import BUILTIN, find, load
 
-CONFIGS = sorted((Path(__file__).parents[2] / "pipelines" / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "pipelines" / "configs").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -21,6 +24,12 @@ def written(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+def test_the_laptop_configuration_is_the_built_in_one():
+    laptop = load_config(next(path for path in CONFIGS if path.stem == "laptop"))
+    assert laptop == Config()
+    assert fingerprint(laptop.memory) == fingerprint(Config().memory)
 
 
 # --- the file ----------------------------------------------------------------------------------
@@ -127,6 +136,27 @@ def test_an_unknown_part_is_answered_with_the_known_ones(kind: str):
 def test_every_builtin_part_can_be_imported(kind: str):
     for name in BUILTIN[kind]:
         assert find(kind, Component(use=name)).__module__.startswith("lightmem_")
+
+
+def test_another_package_gives_a_part_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    point = "[lightmem.segmenter]\npauses = lightmem_core.sensory.segment:FixedSegmenter\n"
+    (info / "entry_points.txt").write_text(point)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find("segmenter", Component(use="pauses")) is find("segmenter", Component(use="fixed"))
+    with pytest.raises(ConfigError, match=r"'fixed', .*'pauses'"):
+        find("segmenter", Component(use="nonesuch"))
+
+
+def test_the_names_that_this_project_adds_lead_to_their_classes():
+    """Read from the project's own file: what is installed may be older."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    points = pyproject["project"]["entry-points"]
+    assert points == {"lightmem.llm": {"serve": "lightmem_pipelines.served:ServedChat"}}
+    component = Component(use=points["lightmem.llm"]["serve"], options={"model": "tiny"})
+    assert find("llm", component).__name__ == "ServedChat"
 
 
 @pytest.mark.parametrize("part", [{"use": "hash", "options": {"dims": 8}}, {"use": "hsh"}])

@@ -1,6 +1,7 @@
 """Imports go down only, and importing the library is cheap."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ PACKAGES = {
     "lightmem_pipelines": ROOT / "pipelines" / "lightmem_pipelines",
     "lightmem_serve": ROOT / "serve" / "lightmem_serve",
 }
+LOWER = ("sensory", "short_term", "long_term", "encoders", "formats", "llm")
 FORBIDDEN = {
     "lightmem_core": {"ray", "lightmem_pipelines", "lightmem_serve"},
     "lightmem_pipelines": {"lightmem_serve"},
@@ -53,6 +55,21 @@ def test_a_package_imports_only_what_lies_below_it(package: str):
         if (bad := set(imports(file)) & FORBIDDEN[package])
     }
     assert wrong == {}
+
+
+def test_the_core_does_not_name_what_is_built_on_it():
+    above = "|".join(FORBIDDEN["lightmem_core"] - {"ray"})
+    files = [f for f in PACKAGES["lightmem_core"].rglob("*") if f.suffix in (".py", ".md")]
+    named = [str(f) for f in files if re.search(above, f.read_text(encoding="utf-8"))]
+    assert named == []
+
+
+def test_inside_the_core_the_lower_folders_import_nothing_of_the_online_one():
+    """Nor for the sake of a type."""
+    core = PACKAGES["lightmem_core"]
+    lower = [f for f in core.rglob("*.py") if f.parent.name in LOWER or f.parent == core]
+    wrong = [str(f) for f in lower if "lightmem_core.online" in f.read_text(encoding="utf-8")]
+    assert wrong == []
 
 
 def test_no_module_of_the_core_imports_a_model_at_its_top():
