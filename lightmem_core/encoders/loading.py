@@ -6,14 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import regex
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-Precision = Literal["float32", "bfloat16"]
 
 _LOADING = Lock()
 _SURROGATE = regex.compile(r"[\ud800-\udfff]")

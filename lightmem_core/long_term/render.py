@@ -19,6 +19,11 @@ def day(at: int) -> str:
     return f"{date.day} {MONTHS[date.month - 1]} {date.year}"
 
 
+def moment(at: int) -> str:
+    """A time in ISO 8601, to the millisecond: changes can follow each other within a second."""
+    return (EPOCH + timedelta(milliseconds=at)).isoformat(timespec="milliseconds")
+
+
 def entry_line(entry: Entry) -> str:
     """The line that stands for an entry in a context, and whose tokens are counted."""
     return f"{day(entry.said_at)} {entry.speaker}: {entry.text}"

@@ -185,15 +185,6 @@ class Shard:
         found = from_table(read(self.messages, where), Message)
         return sorted(found, key=lambda m: (m.said_at, m.session_id, m.position))
 
-    def user_sizes(self) -> dict[str, int]:
-        """The number of active entries of each user."""
-        sizes: dict[str, int] = {}
-        for batch in read_batches(self.entries, "superseded_by = ''", ["user_id"]):
-            counts = batch["user_id"].value_counts()
-            for item in counts.to_pylist():
-                sizes[item["values"]] = sizes.get(item["values"], 0) + item["counts"]
-        return sizes
-
     def message_batches(self, run_id: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """The messages that a run stored, in batches."""
         return read_batches(self.messages, f"run_id = {quoted(run_id)}", columns)

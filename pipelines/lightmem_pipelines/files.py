@@ -193,12 +193,6 @@ class RunFiles:
         system, folder = self._folder(kind)
         return pq.read_table(f"{folder}/{name}.parquet", columns=columns, filesystem=system)
 
-    def read_rows(self, kind: str, schema: pa.Schema) -> pa.Table:
-        """All rows of a kind; none where none were written."""
-        system, paths = self._listing(kind)
-        tables = [pq.read_table(path, filesystem=system) for path in paths]
-        return pa.concat_tables(tables) if tables else schema.empty_table()
-
     def read_json(self, kind: str) -> Iterator[Any]:
         system, paths = self._listing(kind)
         for path in paths:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
-from lightmem_core.long_term.render import day, entry_line
+from lightmem_core.long_term.render import day, entry_line, moment
 from lightmem_pipelines.output import SHORT_ID, entry_json, iso
 
 if TYPE_CHECKING:
@@ -19,10 +18,10 @@ FIELDS = {"text": "memory", "topic": "topic", "event_at": "event_at", "supersede
 
 
 def history_json(found: EntryHistory) -> dict[str, Any]:
-    ends = [*(_moment(version.replaced_at) for version in found.versions), None]
+    ends = [*(moment(version.replaced_at) for version in found.versions), None]
     states = [
         {
-            "from": _moment(since),
+            "from": moment(since),
             "until": end,
             "run": _run_of(state),
             "changed": _changed(before, state) if before else {},
@@ -61,7 +60,7 @@ def _absorbed(before: Entry, after: Entry) -> dict[str, list[Source]]:
 def history_text(found: EntryHistory) -> str:
     lines = [entry_line(found.entry), f"  id {found.entry.id} · user {found.entry.user_id}"]
     for since, before, state in _steps(found):
-        lines.append(f"{_moment(since)}  {_run_of(state)}")
+        lines.append(f"{moment(since)}  {_run_of(state)}")
         told = list(_told(before, state)) if before else [f"written: {state.text}"]
         lines += [f"  {line}" for line in told]
     return "\n".join(lines)
@@ -96,11 +95,6 @@ def word_diff(old: str, new: str) -> str:
         else:
             parts += [f"[-{gone}-]" if gone else "", f"{{+{came}+}}" if came else ""]
     return "".join(parts)
-
-
-def _moment(at: int) -> str:
-    """A time as exact as `search --as-of` may need it: runs can follow within a second."""
-    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _run_of(state: Entry) -> str:

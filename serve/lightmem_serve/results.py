@@ -1,12 +1,12 @@
 """From the store's rows to the answers of the HTTP interface."""
 
 import hashlib
-from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from lightmem_core.long_term.render import moment
 from lightmem_core.long_term.retrieve import Hit
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory, held_since
@@ -58,8 +58,8 @@ def _of_entry(entry: Entry, caller: Caller) -> dict[str, Any]:
         "hash": hashlib.md5(entry.text.encode(), usedforsecurity=False).hexdigest(),
         "metadata": said or None,
         "expiration_date": None if expires is None else str(expires),
-        "created_at": iso(stored),
-        "updated_at": iso(max(stored, entry.changed_at)),
+        "created_at": moment(stored),
+        "updated_at": moment(max(stored, entry.changed_at)),
         "state": state_of(entry),
         "speaker": entry.speaker,
         "topic": entry.topic,
@@ -91,8 +91,8 @@ def run_of(run: Run) -> RunModel:
         id=run.id,
         kind=run.kind,
         status=run.status,
-        started_at=iso(run.started_at),
-        finished_at=iso(run.finished_at) if run.finished_at else None,
+        started_at=moment(run.started_at),
+        finished_at=moment(run.finished_at) if run.finished_at else None,
         report=run.report,
     )
 
@@ -115,10 +115,6 @@ def job_of(job: Job) -> JobModel:
 
 def _ended(job: Job, status: str) -> int | None:
     return job.finished_at // 1000 if job.status == status else None
-
-
-def iso(at: int) -> str:
-    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def state_of(entry: Entry) -> Literal["stored", "waiting", "superseded", "deleted"]:
@@ -148,8 +144,8 @@ def _event(new: Entry, old: Entry | None, kind: Literal["ADD", "UPDATE", "DELETE
         old_memory=old.text if old else None,
         new_memory=new.text if new.active else None,
         event=kind,
-        created_at=iso(new.stored_at),
-        updated_at=iso(held_since(new)),
+        created_at=moment(new.stored_at),
+        updated_at=moment(held_since(new)),
         is_deleted=not new.active,
         actor_id=None,
         role=None,

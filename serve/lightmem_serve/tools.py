@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from lightmem_core.long_term.render import moment
 from lightmem_core.long_term.retrieve import Query
 from lightmem_core.metadata import parsed
 from lightmem_core.online.filters import parse
@@ -21,7 +22,7 @@ from lightmem_core.types import Entry
 from lightmem_serve.access import Caller
 from lightmem_serve.backend import Server, searched
 from lightmem_serve.errors import NO_MEMORY, refused
-from lightmem_serve.results import iso, state_of
+from lightmem_serve.results import state_of
 from lightmem_serve.routes_memories import check_limits
 from lightmem_serve.schemas import (
     MOST_MESSAGES,
@@ -283,6 +284,6 @@ def _of(entry: Entry) -> dict[str, Any]:
         "text": entry.text,
         "speaker": entry.speaker,
         "topic": entry.topic,
-        "said_at": iso(entry.said_at),
-        "event_at": None if entry.event_at is None else iso(entry.event_at),
+        "said_at": moment(entry.said_at),
+        "event_at": None if entry.event_at is None else moment(entry.event_at),
     }

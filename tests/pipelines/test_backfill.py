@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
+import pyarrow as pa
 import pytest
+import ray
 
 from lightmem_core import Config
 from lightmem_core.config import Component, InputConfig
 from lightmem_core.errors import InputError
 from lightmem_core.formats import Rejected
 from lightmem_core.long_term.store import MemoryStore
-from lightmem_core.schema import from_table, schema_of
+from lightmem_core.schema import from_table
+from lightmem_pipelines import reading
 from lightmem_pipelines.backfill import BackfillRequest, backfill
-from lightmem_pipelines.files import RunFiles
+from lightmem_pipelines.files import InputFile, RunFiles
+from lightmem_pipelines.monitor import start_monitor
 
 pytestmark = pytest.mark.ray
 
 START = 1_700_000_000
+
+
+def all_rows(files: RunFiles, kind: str) -> pa.Table:
+    return pa.concat_tables(files.rows_of(kind, name) for name in files.names(kind))
 
 
 def message(user: str, session: int, position: int, text: str | None = None) -> dict[str, Any]:
@@ -51,7 +60,7 @@ def contents(config: Config) -> dict[str, tuple[Any, ...]]:
     return {
         e.id: (e.user_id, e.text, e.said_at, e.event_at, e.sources, e.topic, e.vector.tobytes())
         for shard in store.shards
-        for user in shard.user_sizes()
+        for user in set(shard.entries.to_arrow()["user_id"].to_pylist())
         for e in shard.entries_of([user])
         if e.vector is not None
     }
@@ -83,6 +92,44 @@ def test_all_users_at_once_equal_one_user_at_a_time_in_any_order(config, write_l
     assert contents(config) == contents(one_by_one)
 
 
+def test_every_step_from_reading_to_committing_says_its_rows_and_seconds(config, write_lines):
+    steps = run(config, write_lines("in.jsonl", chats("ada", "ben")))["steps"]
+    stages = ("admit", "compress", "segment", "buffer", "extract", "embed")
+    assert set(steps) == {"read", *stages, "commit"}
+    assert steps["read"]["rows"] == 30
+    assert steps["commit"]["rows"] == steps["embed"]["rows"] > 0
+    assert all(step["seconds"] > 0 for step in steps.values())
+
+
+def test_a_reader_that_is_made_to_wait_does_not_count_that(config, write_lines, monkeypatch):
+    monkeypatch.setattr(reading, "BLOCK_MESSAGES", 5)
+    source = write_lines("in.jsonl", chats("ada", "ben"))
+    monitor = start_monitor()
+    reader = reading.Reader(RunFiles.of(config.memory.store, "run-1"), monitor)
+    for _ in reader({"path": [source]}):
+        time.sleep(0.5)
+    progress = ray.get(monitor.read.remote())
+    assert progress.rows["read"] == 30
+    assert progress.seconds["read"] < 6 * 0.5
+
+
+def test_a_file_that_is_gone_when_it_is_read_is_an_error_that_says_what_to_do(config, tmp_path):
+    gone = InputFile(str(tmp_path / "gone.jsonl"), 5)
+    reader = reading.Reader(RunFiles.of(config.memory.store, "run-1"), start_monitor())
+    told = r"gone.jsonl cannot be read: .*leave it out"
+    with pytest.raises(InputError, match=told):
+        list(reader({"path": [gone.path]}))
+    with pytest.raises(InputError, match=told):
+        reading.read_histories([gone], reader, grouped=False)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.zst", "a.parquet"])
+def test_a_packed_file_counts_for_what_it_holds(name: str):
+    assert (
+        reading._unpacked(InputFile(name, 10)) > reading._unpacked(InputFile("a.jsonl", 10)) == 10
+    )
+
+
 def test_new_sessions_of_known_users_add_to_what_is_there(config, write_lines):
     rows = chats("ada", "ben")
     run(config, write_lines("first.jsonl", [r for r in rows if r["session_id"] != "s2"]))
@@ -102,7 +149,7 @@ def test_every_message_ends_in_one_state_and_bad_rows_are_named(config, write_li
 
     newest = MemoryStore.open(config.memory.store).runs.newest()
     files = RunFiles(config.memory.store.uri, newest.id)
-    rejected = from_table(files.read_rows("quarantine", schema_of(Rejected)), Rejected)
+    rejected = from_table(all_rows(files, "quarantine"), Rejected)
     assert [r.source for r in rejected] == [f"{source}:7", f"{source}:8"]
 
 

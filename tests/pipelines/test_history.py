@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from click.testing import CliRunner
 from lightmem_core import factory, load_config
 from lightmem_core.errors import StoreError
 from lightmem_core.long_term.embed import Embedding
+from lightmem_core.long_term.render import moment
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.long_term.tables import now_ms
@@ -76,16 +76,12 @@ def found(options: tuple[str, ...], *words: str) -> list[str]:
     return sorted(hit["memory"] for hit in told("search", USER, "Porto", *words, *options))
 
 
-def iso(at: int) -> str:
-    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
-
-
 def test_a_search_as_of_a_time_and_one_after_an_undo_find_what_was_there(options, slept):
     before = ["I live in Porto now.", "I live in Porto."]
     assert found(options) == ["I live in Lisbon now."]
-    assert found(options, "--as-of", iso(slept[0].stored_at)) == before
+    assert found(options, "--as-of", moment(slept[0].stored_at)) == before
     assert found(options, "--as-of", "2001-01-01") == []
-    assert found(options, "--as-of", iso(now_ms())[:10]) == ["I live in Lisbon now."]
+    assert found(options, "--as-of", moment(now_ms())[:10]) == ["I live in Lisbon now."]
     run("undo", "sleep-1", *options)
     assert found(options) == before
 
