@@ -2,11 +2,13 @@
 happen here. Names without a file are tests below.
 
 - a worker's exception vanishes:
-  test_a_models_exception_is_not_swallowed
+  test_a_models_exception_is_not_swallowed,
+  pipelines/test_sleep: test_an_updater_that_raises_in_a_task_fails_the_run
 - every queue is searched for every entry:
-  test_consolidate: test_queues_are_exactly_their_definition
+  test_each_entry_is_asked_about_once_with_a_queue_of_its_own
 - a new text keeps the old vector:
-  test_consolidate: test_an_entry_keeps_its_text_and_with_it_its_vector
+  test_online_changes: test_an_update_gets_a_new_vector_and_keeps_what_was,
+  pipelines/test_sleep: test_updated_texts_are_embedded_and_deleted_entries_hidden
 - deleting is physical:
   test_what_is_superseded_stays_with_its_history
 - decisions read what others change:
@@ -27,6 +29,13 @@ happen here. Names without a file are tests below.
   test_no_message_stays_behind_in_a_stage
 - a search gives bare strings:
   test_retrieve: test_a_hit_carries_its_entry_and_all_scores
+- documented defaults differ from those of the code:
+  test_config: test_the_laptop_configuration_is_the_built_in_one
+- an online update stores nothing:
+  test_what_is_said_online_is_stored
+- one instance for all who use the tools, who name no user; its configuration is shown with its key:
+  serve/test_mcp: test_the_user_is_that_of_the_key_whatever_the_model_says,
+  serve/test_mcp: test_no_tool_shows_a_key_or_how_the_store_is_reached
 - storing does nothing in some modes:
   test_every_stage_stores_whatever_the_parts
 - a round trip and an insert per memory:
@@ -59,6 +68,9 @@ from lightmem_core.long_term.embed import Embedding
 from lightmem_core.long_term.retrieve import Query, Retrieval
 from lightmem_core.long_term.rules import RuleUpdater
 from lightmem_core.long_term.store import MemoryStore
+from lightmem_core.online.service import Incoming
+from lightmem_core.online.writer import OnlineWriter
+from lightmem_core.protocols import UpdateQueue
 from lightmem_core.schema import to_table
 from lightmem_core.sensory.compress import Compression
 from lightmem_core.sensory.segment import Segmentation
@@ -119,7 +131,7 @@ def told(message: Callable[..., Message]) -> Callable[..., History]:
 
 TALK = (
     *("I live in Porto.", "It rains all week here.", "We adopted a beagle, Snoopy."),
-    *("My sister paints.", "I live in Lima.", "The beagle eats shoes.", "Tyres are expensive."),
+    *("My sister paints.", "I now live in Lima.", "The beagle eats shoes.", "Tyres are expensive."),
 )
 
 
@@ -157,6 +169,39 @@ def test_a_models_exception_is_not_swallowed(
         calls[stage]()
 
 
+class Asked:
+    """An updater that keeps every entry and remembers the queues it was given."""
+
+    def __init__(self) -> None:
+        self.queues: list[UpdateQueue] = []
+
+    def decide(self, queues: Sequence[UpdateQueue]) -> list[None]:
+        self.queues += queues
+        return [None for _ in queues]
+
+
+def test_each_entry_is_asked_about_once_with_a_queue_of_its_own(
+    entry: Callable[..., Entry], axis: Callable[..., np.ndarray]
+):
+    """However many are alike, the work grows with k, not with the number of other queues."""
+    alike = tuple(entry(f"It rains, {at}.", at, vector=axis(0)) for at in range(60))
+    updater = Asked()
+    Consolidation(updater, 3, 0.5)([UserEntries("ada", alike)])
+    asked = [queue.entry.id for queue in updater.queues]
+    assert sorted(asked) == sorted(e.id for e in alike[:-1])  # the last has no later ones
+    assert sum(len(queue.later) for queue in updater.queues) == 57 * 3 + 2 + 1
+
+
+def test_what_is_said_online_is_stored(tmp_path: Path):
+    memory = MemoryConfig.model_validate(FAKES | {"store": {"uri": str(tmp_path)}})
+    writer = OnlineWriter(Config(memory=memory))
+    writer.start()
+    writer.add("ada", "s1", [Incoming("user", "I live in Porto.", 1_000)])
+    writer.close()
+    store = MemoryStore.open(memory.store)
+    assert [e.text for e in store.shard_for("ada").entries_of(["ada"])] == ["I live in Porto."]
+
+
 def test_what_is_superseded_stays_with_its_history(
     store: MemoryStore, told: Callable[..., History]
 ):
@@ -168,7 +213,7 @@ def test_what_is_superseded_stays_with_its_history(
     shard.update(to_table(apply_decisions(held, decisions, Phase("night-1")).changed, Entry))
     kept = {e.text: e for e in shard.entries_of(["ada"], tombstones=True)}
     assert sorted(kept) == sorted(TALK)
-    old, new = kept["I live in Porto."], kept["I live in Lima."]
+    old, new = kept["I live in Porto."], kept["I now live in Lima."]
     assert (old.superseded_by, old.changed_by, old.run_id) == (new.id, "night-1", "run-1")
     assert [e.text for e in shard.entries_of(["ada"])] == [t for t in TALK if t != old.text]
 
@@ -176,7 +221,7 @@ def test_what_is_superseded_stays_with_its_history(
 def test_decisions_are_taken_on_what_was_read(
     entry: Callable[..., Entry], axis: Callable[..., np.ndarray]
 ):
-    said = ["It rains.", "I live in Porto.", "It rains.", "I live in Lima.", "It rains."]
+    said = ["It rains.", "I live in Porto.", "It rains.", "I now live in Lima.", "It rains."]
     held = tuple(entry(text, at, vector=axis(0)) for at, text in enumerate(said))
     before = [repr(e) for e in held]
     stage = Consolidation(RuleUpdater(), 20, 0.4)
@@ -198,13 +243,13 @@ def test_the_order_of_entries_does_not_restart_with_each_buffer(told: Callable[.
 
 
 def test_of_two_entries_of_equal_time_one_stays(told: Callable[..., History]):
-    rows = build([told("I live in Porto.", "I live in Lima.", "It rains.", "It rains.")])
+    rows = build([told("I live in Porto.", "I now live in Lima.", "It rains.", "It rains.")])
     held = tuple(sorted(entries_of(rows), key=lambda e: e.order))
     assert len({e.said_at for e in held}) == 1
     (decisions,) = Consolidation(RuleUpdater(), 20, -1)([UserEntries("ada", held)])
     changed = {e.id: e for e in apply_decisions(held, decisions, Phase("night-1")).changed}
     active = [e.text for e in held if changed.get(e.id, e).active]
-    assert active == ["I live in Lima.", "It rains."]
+    assert active == ["I now live in Lima.", "It rains."]
 
 
 SCRIPT = """

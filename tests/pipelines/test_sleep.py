@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from ray.exceptions import RayError
 
 from lightmem_core import Config, factory
+from lightmem_core.config import Component
 from lightmem_core.errors import InputError, StoreError
 from lightmem_core.long_term.embed import encode
 from lightmem_core.long_term.provenance import provenance
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_core.schema import from_table, schema_of, to_table
+from lightmem_core.schema import from_table, to_table
 from lightmem_core.types import Decision, Entry, Source, stable_id
 from lightmem_pipelines.backfill import BackfillRequest, backfill
 from lightmem_pipelines.cli import lightmem
@@ -33,11 +36,15 @@ TALK = (
     "I live in Lisbon.",
     "I am allergic to penicillin.",
     "I am allergic to penicillin.",
-    "I live in Porto.",
+    "I moved to Porto.",
     "I am allergic to penicillin.",
 )
 QUIET = SleepRequest(progress=False)
 DRY = SleepRequest(progress=False, dry_run=True)
+
+
+def all_rows(files: RunFiles, kind: str) -> pa.Table:
+    return pa.concat_tables(files.rows_of(kind, name) for name in files.names(kind))
 
 
 def entries_of_talk(config: Config, user: str) -> list[Entry]:
@@ -117,12 +124,17 @@ def test_repeats_are_merged_with_their_sources_and_changes_supersede(filled: Con
     assert (report["users"], report["visited"], report["applied"]) == (3, 3, True)
     assert report["decided"] == {"merge": {"same words": 6}, "supersede": {"home": 3}}
     active = entries(filled, "ada")
-    assert [e.text for e in active] == ["I live in Porto.", "I am allergic to penicillin."]
+    assert [e.text for e in active] == ["I moved to Porto.", "I am allergic to penicillin."]
     assert [s.session_id for s in active[1].absorbed] == ["day2", "day3"]
     changed = [e for e in entries(filled, "ada", tombstones=True) if e.gen]
     assert {(e.gen, e.changed_by) for e in changed} == {(1, run.id)}
     assert all(run.started_at <= e.changed_at <= run.finished_at for e in changed)
-    saved = RunFiles(filled.memory.store.uri, run.id).read_rows("decisions", schema_of(Decision))
+    assert {name: step["rows"] for name, step in report["steps"].items()} == {
+        "plan": 15,
+        "decide": 15,
+        "apply": 9,
+    }
+    saved = all_rows(RunFiles(filled.memory.store.uri, run.id), "decisions")
     assert len(from_table(saved, Decision)) == 9
     porto = provenance(MemoryStore.open(filled.memory.store), active[0].id)
     assert [(e.text, e.changed_by) for e in porto.replaced] == [("I live in Lisbon.", run.id)]
@@ -146,6 +158,17 @@ def test_in_bulk_in_small_tasks_and_one_user_at_a_time_end_the_same(fill: Callab
         report = sleep(single, SleepRequest(user_id=user, progress=False)).report
         assert (report["users"], report["merged"]) == (1, 2)
     assert rows(bulk) == rows(small) == rows(single)
+
+
+def test_an_updater_that_raises_in_a_task_fails_the_run(filled: Config):
+    updater = Component(use="rules", options={"near": "by a nose"})
+    memory = filled.memory.model_copy(update={"updater": updater})
+    before = rows(filled)
+    with pytest.raises(RayError, match="not supported between"):
+        sleep(filled.model_copy(update={"memory": memory}), QUIET)
+    (run,) = MemoryStore.open(filled.memory.store).runs.latest(None)
+    assert (run.status, "not supported between" in run.report["error"]) == ("failed", True)
+    assert rows(filled) == before
 
 
 def test_an_unknown_user_is_an_error_that_names_it(filled: Config):
@@ -176,10 +199,10 @@ def test_a_dry_run_changes_nothing_and_can_be_applied_later(fill: Callable[..., 
     assert (run.status, run.report["applied"], run.report["merged"]) == ("planned", False, 6)
     assert rows(planned) == before
     files = RunFiles(planned.memory.store.uri, run.id)
-    saved = files.read_rows("decisions", schema_of(Decision))
+    saved = all_rows(files, "decisions")
     applied = apply_planned(planned, run.id)
     assert (applied.id, applied.status, applied.report["applied"]) == (run.id, "done", True)
-    assert files.read_rows("decisions", schema_of(Decision)) == saved
+    assert all_rows(files, "decisions") == saved
     sleep(direct, QUIET)
     assert rows(planned) == rows(direct)
     with pytest.raises(InputError, match=r"is a sleep that is done: name a sleep that was planned"):
@@ -198,7 +221,7 @@ def test_online_changes_win_and_are_visited_the_next_night(filled: Config):
     assert report["dropped"] == {"changed meanwhile": 2}
     assert (report["merged"], report["superseded"]) == (6, 1)
     texts = [e.text for e in entries(filled, "ada")]
-    assert texts == ["I live in Lisbon, by the sea.", "I live in Porto.", TALK[4], TALK[4]]
+    assert texts == ["I live in Lisbon, by the sea.", "I moved to Porto.", TALK[4], TALK[4]]
     assert [e.text for e in entries(filled, "ben")] == ["I live in Lisbon.", TALK[4]]
     report = sleep(filled, QUIET).report
     assert (report["visited"], report["merged"]) == (1, 1)

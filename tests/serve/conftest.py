@@ -127,6 +127,7 @@ def fake_config(folder: Path, llm: str = "", generator: str = "verbatim", **serv
     tree = config.model_dump()
     tree["memory"]["generator"] = {"use": generator}
     tree["serve"] |= {"flush_after_s": 600} | serve
+    tree["memory"]["store"]["storage_options"] = {"aws_secret_access_key": "hidden-of-the-store"}
     if llm:
         tree["memory"]["llm"] = {"use": "openai", "options": {"model": "echo", "base_url": llm}}
     return Config.model_validate(tree)

@@ -97,6 +97,26 @@ def test_the_names_of_the_reference_do_the_same(server):
     assert use(server, "show_lightmem_instance", key)["shards"] == 1
 
 
+def test_no_tool_shows_a_key_or_how_the_store_is_reached(server):
+    memory = server.config.memory
+    key = server.make_key(user="mcp-secrets", scopes=["read", "write"])
+    hidden = [*memory.store.storage_options, *memory.store.storage_options.values()]
+    hidden += [memory.store.uri, memory.llm.options["base_url"], server.key, key]
+    hidden += ["storage_options", "api_key", "base_url"]
+    given: dict[str, dict[str, Any]] = {
+        "add_memory": {"text": PORTO},
+        "search_memories": {"query": "Porto"},
+        "retrieve_memory": {"query": "Porto"},
+        "get_memory": {"memory_id": "0" * 32},
+        "delete_memory": {"memory_id": "0" * 32},
+    }
+    for tool in TOOLS:
+        told = json.dumps(use(server, tool.name, key, **given.get(tool.name, {})))
+        assert [text for text in hidden if text in told] == [], tool.name
+    shown = use(server, "show_lightmem_instance", key)
+    assert shown.keys() == {"version", "embedder", "shards"}
+
+
 def test_pages_of_a_list_and_filters_of_a_search(server):
     key = server.make_key(user="mcp-pages", scopes=["read", "write"])
     for number in range(5):
