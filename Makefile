@@ -9,11 +9,12 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM_LOCK := tests/vllm/lock.txt
 
-.PHONY: install demo test test-core test-vllm chaos lint bench-pipeline bench-models bench-llm bench-retention bench-segment bench-sensory bench-sleep bench-store clean
+.PHONY: install demo test test-core test-vllm chaos lint bench-pipeline bench-models bench-llm bench-ranking bench-retention bench-segment bench-sensory bench-sleep bench-store clean
 
 install: $(STAMP)
 
-# torch first, by its exact version: a range would take the CUDA build.
+# torch first, by an exact version. Which build that is, the index says: a plain one gives Linux the
+# CUDA build, several gigabytes; with a wheel of the CPU build at hand (PIP_FIND_LINKS) it is that one.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lightmem-ray needs Python 3.11 or later; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
@@ -66,6 +67,9 @@ bench-llm: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_llm.py $(LOCOMO)
 
 # LOCOMO as above
+bench-ranking: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench_ranking.py $(LOCOMO)
+
 bench-segment: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_segment.py $(LOCOMO)
 

@@ -22,9 +22,6 @@ from lightmem_core.long_term.embed import vectors_of
 from lightmem_core.long_term.render import day
 from lightmem_core.types import Entry
 
-REACH = 3  # neighbours read on each side
-WINDOW = 0.5 ** np.abs(np.arange(-REACH, REACH + 1))
-FULL_COVERAGE = 0.2  # of a query's weight, held by the best entry, from which BM25 counts fully
 SAMPLE = 2_000  # different words of a user from which their language is told
 STEMMERS = {
     "en": "english",
@@ -36,8 +33,30 @@ STEMMERS = {
     "nl": "dutch",
 }
 SATURATION = 1.2  # BM25's k1
-LENGTH_WEIGHT = 0.3  # BM25's b: low, because entries are short and alike
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}]")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The numbers of the ranking; `make bench-ranking` chooses them with a conversation held out.
+
+    `reach` neighbours are read on each side, each step weighing `decay` times the one before. BM25
+    counts fully from where the best entry holds `full_coverage` of a query's weight; its b is
+    `length_weight`, low because entries are short and alike. Who spoke weighs `speaker` deviations.
+    """
+
+    reach: int = 3
+    decay: float = 0.5
+    full_coverage: float = 0.2
+    length_weight: float = 0.3
+    speaker: float = 1.0
+
+    @property
+    def window(self) -> np.ndarray:
+        return self.decay ** np.abs(np.arange(-self.reach, self.reach + 1))
+
+
+SHIPPED = Settings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +88,21 @@ class UserIndex:
     however rare the user's entries make it.
     """
 
-    def __init__(self, entries: Sequence[Entry], model: WordModel | None = None):
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        model: WordModel | None = None,
+        settings: Settings = SHIPPED,
+    ):
         heirs = _heirs(entries)
         kept = (entry for entry in entries if entry.id in heirs)
         self.entries = sorted(kept, key=lambda entry: entry.order)
         places = {entry.id: place for place, entry in enumerate(self.entries)}
         self._heirs = np.array([places[heirs[e.id]] for e in self.entries], dtype=np.int64)
         self.model = model or WordModel()
+        self.settings, self._window = settings, settings.window
         self._vectors = vectors_of(self.entries)
-        self._slots, self._width = _slots(self.entries)
+        self._slots, self._width = _slots(self.entries, settings.reach)
         self._speakers = [frozenset(words(entry.speaker)) for entry in self.entries]
         self._index()
 
@@ -90,8 +115,9 @@ class UserIndex:
         window, (bm25, coverage) = self._spread(cosine), self._bm25(query_text)
         asked = set(words(query_text))
         speaker = np.array([float(not asked.isdisjoint(names)) for names in self._speakers])
-        total = _standard(window) + min(coverage / FULL_COVERAGE, 1.0) * _standard(bm25)
-        total = self._inherited(total + total.std() * speaker)
+        counted = min(coverage / self.settings.full_coverage, 1.0)
+        total = standard(window) + counted * standard(bm25)
+        total = self._inherited(total + self.settings.speaker * total.std() * speaker)
         return Scores(total, cosine, window, bm25, speaker)
 
     def _index(self) -> None:
@@ -113,7 +139,8 @@ class UserIndex:
         )
         self._vocabulary, self._holders = vocabulary, keys % size
         self._bounds = np.searchsorted(keys // size, np.arange(len(vocabulary) + 1))
-        norm = 1 - LENGTH_WEIGHT + LENGTH_WEIGHT * lengths / max(lengths.mean(), 1) if rows else 1
+        b = self.settings.length_weight
+        norm = 1 - b + b * lengths / max(lengths.mean(), 1) if rows else 1
         self._frequency = counts / np.take(norm, self._holders) if rows else counts
 
     def _inherited(self, total: np.ndarray) -> np.ndarray:
@@ -150,10 +177,10 @@ class UserIndex:
         return self._spread(frequency), span.stop - span.start
 
     def _spread(self, values: np.ndarray) -> np.ndarray:
-        """Add to each entry's value those of its neighbours, by the weights of WINDOW."""
+        """Add to each entry's value those of its neighbours, by the weights of the window."""
         line = np.zeros(self._width)
         line[self._slots] = values
-        return np.convolve(line, WINDOW, mode="same")[self._slots]
+        return np.convolve(line, self._window, mode="same")[self._slots]
 
 
 def _heirs(entries: Sequence[Entry]) -> dict[str, str]:
@@ -176,17 +203,17 @@ def _holds(successor: Entry, entry: Entry) -> bool:
     return handed_on and successor.order > entry.order  # a cycle would have no end
 
 
-def _slots(entries: Sequence[Entry]) -> tuple[np.ndarray, int]:
+def _slots(entries: Sequence[Entry], reach: int) -> tuple[np.ndarray, int]:
     """Places on a line where sessions lie too far apart to reach each other, and its length."""
     sessions: dict[str, list[int]] = {}
     for index, entry in enumerate(entries):
         sessions.setdefault(entry.session_id, []).append(index)
     slots = np.zeros(len(entries), dtype=np.int64)
-    start = REACH
+    start = reach
     for members in sessions.values():
         slots[members] = np.arange(start, start + len(members))
-        start += len(members) + REACH
-    return slots, start + REACH
+        start += len(members) + reach
+    return slots, start + reach
 
 
 def _line(entry: Entry) -> list[str]:
@@ -215,7 +242,7 @@ def _stemmer(language: str) -> Any:
     return snowballstemmer.stemmer(STEMMERS[language])
 
 
-def _standard(values: np.ndarray) -> np.ndarray:
+def standard(values: np.ndarray) -> np.ndarray:
     """Mean 0 and deviation 1; all 0 where every value is the same."""
     spread = values.std()
     return (values - values.mean()) / spread if spread > 1e-9 else np.zeros_like(values)

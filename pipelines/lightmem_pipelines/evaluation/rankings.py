@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lightmem_core.long_term.ranking import UserIndex
+from lightmem_core.long_term.ranking import UserIndex, standard
 from lightmem_core.long_term.render import day, entry_line
 from lightmem_core.protocols import Tokenizer
 from lightmem_core.types import Entry, Message, Source
@@ -117,12 +117,6 @@ def reciprocal(scores: np.ndarray) -> np.ndarray:
     ranks = np.empty(len(scores))
     ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
     return 1 / (RRF_OFFSET + ranks)
-
-
-def standard(scores: np.ndarray) -> np.ndarray:
-    """Mean 0 and deviation 1; all 0 where every score is the same."""
-    spread = scores.std()
-    return (scores - scores.mean()) / spread if spread > 1e-9 else np.zeros_like(scores)
 
 
 def with_window(scores: np.ndarray) -> np.ndarray:
