@@ -22,7 +22,39 @@ PLEASANTRIES = frozenset(
     """hi hello hey wow yay haha congrats congratulations thanks thank bye goodbye welcome
     hallo danke tschüss glückwunsch herzlichen hola gracias adiós felicidades enhorabuena
     bonjour merci salut félicitations ciao grazie complimenti olá obrigado obrigada parabéns
-    dank gefeliciteerd""".split()
+    bravo dank gefeliciteerd""".split()
+)
+# Words of praise, sympathy and agreement, and how one introduces them: they say how the speaker
+# takes what was said, and nothing about the world.
+ATTITUDES = frozenset(
+    """amazing awesome great fantastic wonderful incredible brilliant lovely nice cool sweet perfect
+    good best terrific fabulous stunning gorgeous beautiful impressive inspiring adorable cute
+    interesting exciting excited glad happy proud sorry grateful thankful thrilled sure welcome
+    sounds sound looks seems absolutely totally definitely exactly indeed agree agreed appreciate
+    hope hopefully well hear let guess think know believe understand mean bet wish imagine wonder
+    love loved like miss wait forward catch care cheers luck enjoy hug hugs please lol omg yeah yep
+    yup nope okay ok stay soon later
+    toll super prima schön wunderbar fantastisch großartig klasse stark spannend stolz froh freue
+    freut genau klar stimmt natürlich hoffe hoffentlich glaube denke weiß finde liebe drücke daumen
+    klingt bald     bitte viel spaß erfolg
+    genial fantástico fantástica increíble maravilloso maravillosa bonito bonita precioso preciosa
+    estupendo perfecto alegro alegra orgulloso orgullosa feliz claro exacto vale espero creo pienso
+    entiendo encanta suerte
+    génial formidable magnifique fantastique incroyable superbe parfait content contente heureux
+    heureuse fier fière exactement accord espère crois pense comprends adore plaît
+    fantastico fantastica incredibile meraviglioso bello bella felice orgoglioso spero credo penso
+    capisco certo perfetto
+    incrível maravilhoso maravilhosa lindo linda feliz orgulhoso acho penso entendo certo
+    geweldig fantastisch prachtig mooi leuk blij trots hoop denk geloof snap""".split()
+)
+# Who speaks of themselves; in languages that drop the pronoun, the verbs that say so.
+FIRST_PERSON = frozenset(
+    """i we my our ich wir mein meine meinen meinem meiner unser unsere unseren unserem
+    yo nosotros nosotras mi mis nuestro nuestra tengo tenemos soy somos estoy estamos vivo vivimos
+    trabajo trabajamos llamo voy vamos he hemos fui
+    je j nous mon ma mes notre nos io noi ho abbiamo sono siamo mio mia miei nostro nostra
+    eu nós tenho temos sou estou estamos moro meu minha meus minhas nosso nossa
+    ik wij mijn onze""".split()
 )
 # Words that can come and go without changing what a statement says.
 FILLERS = frozenset(

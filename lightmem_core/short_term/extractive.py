@@ -9,23 +9,37 @@ from collections.abc import Iterator, Sequence
 import regex
 
 from lightmem_core.attributes import attribute_of
-from lightmem_core.language import COMMON_BITS, LANGUAGES, PLEASANTRIES, WordModel, words
+from lightmem_core.language import (
+    ATTITUDES,
+    COMMON_BITS,
+    FIRST_PERSON,
+    LANGUAGES,
+    PLEASANTRIES,
+    WordModel,
+    negates,
+    words,
+)
 from lightmem_core.sentences import split
 from lightmem_core.short_term.dates import resolve
 from lightmem_core.types import Buffer, Fact, Message, Segment
 
 RARE_BITS = 20.0  # rarer than this are names and misspellings: not more informative
+# Above common words, praise and the like aside: enough where one says how it is with oneself, and
+# needed of every sentence.
+OWN_BITS, TOLD_BITS = 1.0, 2.0
 TOPIC_WORDS = 4
 _DIGIT = regex.compile(r"\p{N}")
 
 
 class ExtractiveGenerator:
-    """One fact per statement: consecutive informative sentences, at most `max_chars` together.
+    """The informative sentences of a message in texts of at most `max_chars`: a fact is one
+    statement or a few that were made together.
 
-    A sentence informs if it holds a number, or if its words, speakers' names aside, carry
-    `min_bits` more than common words do. Greetings, thanks and praise do not. A sentence that
-    gives an attribute its value stands alone, so that a later value can supersede it alone. Only
-    messages of `roles` are read, unless that is None.
+    A sentence informs if it holds a number; if its words, speakers' names aside, carry `min_bits`
+    more than common words do, and not by praise alone; or if it says anything of the speaker ("I
+    have a son."). Greetings, thanks and praise do not. A sentence that gives an attribute its value
+    stands alone, so that a later value can supersede it alone. Only messages of `roles` are read,
+    unless that is None.
     """
 
     name = "extractive"
@@ -93,19 +107,26 @@ class ExtractiveGenerator:
         if _DIGIT.search(sentence):
             return True
         spoken = dict.fromkeys(words(sentence))
-        return sum(self._surplus(word, names, language) for word in spoken) >= self.min_bits
+        surplus = {word: self._surplus(word, names, language) for word in spoken}
+        told = sum(bits for word, bits in surplus.items() if word not in ATTITUDES)
+        of_oneself = any(word.split("'")[0] in FIRST_PERSON for word in spoken)
+        if of_oneself and not sentence.endswith("?") and told >= OWN_BITS:
+            return True
+        return told >= TOLD_BITS and sum(surplus.values()) >= self.min_bits
 
     def _surplus(self, word: str, names: set[str], language: str) -> float:
-        """The bits of a word above those of common words; none for a speaker's name."""
-        if word in PLEASANTRIES or word.split("'")[0] in names:
+        """The bits of a word above those of common words; none for what informs of nothing."""
+        head, _, tail = word.partition("'")
+        bare = tail if len(tail) > 2 else head  # "l'hôpital", "mum's"
+        if negates(word) or head in names or {word, bare} & PLEASANTRIES:
             return 0.0
-        return max(self.model.bits(word, language) - COMMON_BITS, 0.0)
+        return max(self.model.bits(bare, language) - COMMON_BITS, 0.0)
 
     def _topic(self, said: Sequence[str], names: set[str], language: str) -> str:
         """The words said most, each weighed by what it informs; ties go to the one said first."""
         weights: dict[str, float] = {}
         for word, times in Counter(said).items():
-            if word.isalpha() and len(word) > 1:
+            if word.isalpha() and len(word) > 1 and word not in ATTITUDES:
                 surplus = self._surplus(word, names, language)
                 weights[word] = times * min(surplus, RARE_BITS - COMMON_BITS)
         best = sorted(weights, key=lambda word: -weights[word])[:TOPIC_WORDS]

@@ -5,6 +5,7 @@ from lightmem_core.short_term.extractive import ExtractiveGenerator
 from lightmem_core.types import Buffer, Fact, Message, Segment
 
 AT = 1_683_554_160_000
+ANY_LANGUAGE = ExtractiveGenerator()
 GENERATOR = ExtractiveGenerator(languages=("en", "de"))
 
 
@@ -51,6 +52,42 @@ def test_relative_days_are_resolved():
 @pytest.mark.parametrize("text", ["I do not eat mushrooms anymore.", "We have 3.", "Flat 7b."])
 def test_negations_and_numbers_survive(text: str):
     assert [f.text for f in facts(segment(text))] == [text]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("I have a son.", "I'm pregnant!", "I got fired.", "I am married.", "My name is John."),
+        *("I don't drink.", "I work at night.", "I can't swim.", "I'm vegan.", "My mum died."),
+        *("Ich habe einen Sohn.", "Ich bin schwanger.", "Tengo un hijo.", "Soy vegetariana."),
+        *("J'ai un fils.", "Ho un figlio.", "Tenho um filho.", "Ik heb een zoon."),
+    ],
+)
+def test_what_someone_says_of_themselves_is_a_fact_however_short(text: str):
+    assert [f.text for f in facts(segment(text), generator=ANY_LANGUAGE)] == [text]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("sounds good, see you soon!", "Take care and stay awesome!", "Good luck with it all!"),
+        *("Wow, that's fantastic news, so proud of you!", "I'm so happy for you!", "I can't wait!"),
+        *("I hope you're well.", "I totally agree.", "I see what you mean.", "I'll let you know."),
+        *(
+            "Absolutely, I'm here for you.",
+            "Das klingt super, bis bald!",
+            "Ich freue mich für dich!",
+        ),
+        *("¡Qué bien, me alegro mucho!", "C'est génial, bravo!"),
+    ],
+)
+def test_praise_and_sympathy_are_no_facts(text: str):
+    assert facts(segment(text), generator=ANY_LANGUAGE) == []
+
+
+def test_a_question_about_oneself_needs_as_much_to_say_as_any_sentence():
+    found = facts(segment("Do I work at night?", "Did we adopt the beagle?"))
+    assert [f.sources for f in found] == [(1,)]
 
 
 def test_the_batch_does_not_change_the_facts():
