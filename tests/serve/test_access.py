@@ -31,7 +31,7 @@ def guarded(start):
         said = {"messages": [{"role": "user", "content": SECRET}], "user_id": "victim"}
         added = running.done("POST", "/memories", {**said, "async_mode": False}, key=running.owner)
         running.memory = added["results"][0]["id"]
-        job = b'{"user_id":"victim","role":"user","content":"x","timestamp":1}'
+        job = b'{"user_id":"victim","role":"user","content":"x","timestamp":1700000000}'
         kind = {"content-type": "application/jsonl"}
         made = running.done("POST", "/jobs", job, key=running.owner, headers=kind)
         running.job = made["id"]
@@ -54,7 +54,7 @@ def attack(running, method: str, path: str, key: str):
     body = BODIES.get((method, path))
     headers = {}
     if (method, path) == ("POST", "/jobs"):
-        body = b'{"user_id":"victim","role":"user","content":"injected","timestamp":5}'
+        body = b'{"user_id":"victim","role":"user","content":"injected","timestamp":1700000005}'
         headers = {"content-type": "application/jsonl"}
     if (method, path) in (("GET", "/memories"), ("DELETE", "/memories")):
         filled += "?user_id=victim"
