@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightmem_core.long_term.tables import (
@@ -32,18 +33,30 @@ if TYPE_CHECKING:
     from lancedb.db import DBConnection
     from lancedb.table import Table
 
-Status = Literal["in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled"]
+Status = Literal[
+    *("validating", "in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled")
+]
+Party = tuple[str, str]
 UNFINISHED = "status IN ('in_progress', 'finalizing', 'cancelling')"
 CLAIM_MS = 120_000  # how long a job of a server that died is left alone
+UPLOAD_MS = 600_000  # after which an upload that broke off is forgotten
 LINES_AT_ONCE = 500
+NOBODY: Mapping[Party, float] = MappingProxyType({})
+
+
+class OtherUpload(ValueError):
+    """There is a job of this id that was made of another body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A bulk upload of `total` lines, of which `completed` are durable and `failed` are wrong.
 
-    `user_id` is the only user it may name, "" for any of the tenant. `runner` works on it and may
-    be thought dead after `claimed_until`. Times are UTC milliseconds, 0 for what was not yet.
+    `user_id` is the only user it may name, "" for any of the tenant; `digest` is the hash of its
+    body. It is `validating` until all lines are durable. Lines up to `reached` were looked at.
+    After `attempts` that failed, the last with an `error`, it is tried again at `retry_at`; `waits`
+    says what it ended without. `runner` works on it and may be thought dead after `claimed_until`.
+    Times are UTC milliseconds, 0 for what was not yet.
     """
 
     id: str
@@ -51,10 +64,16 @@ class Job:
     user_id: str
     status: Status
     total: int
+    digest: str = ""
     completed: int = 0
     failed: int = 0
+    reached: int = 0
     error: str = ""
+    waits: str = ""
+    attempts: int = 0
+    retry_at: int = 0
     created_at: int = 0
+    in_progress_at: int = 0
     finalizing_at: int = 0
     finished_at: int = 0
     cancelling_at: int = 0
@@ -65,12 +84,17 @@ class Job:
     def finished(self) -> bool:
         return self.status in ("completed", "failed", "cancelled")
 
+    @property
+    def party(self) -> Party:
+        """Whose job it is: of those that wait, each party has its turn."""
+        return self.tenant, self.user_id
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """A message of a job, from line `number` of it. It waits, or was added and waits for its
-    extraction; `error` says why it never will be. No id is part of another: an erase looks for
-    those of the user in all files."""
+    extraction; `error` says why it never will be. `custom_id` is what its sender calls it. No id is
+    part of another: an erase looks for those of the user in all files."""
 
     id: str
     job_id: str
@@ -80,6 +104,7 @@ class Line:
     message: str = ""
     added: bool = False
     error: str = ""
+    custom_id: str = ""
 
     @classmethod
     def of(cls, job_id: str, number: int, user_id: str = "", **other: Any) -> Line:
@@ -113,14 +138,20 @@ class JobStore:
         return self._table("job_lines", LINES)
 
     def submit(self, job: Job, lines: Sequence[Line]) -> Job:
-        """Make a job durable. One of this id that is there already is left as it is."""
-        failed = sum(bool(line.error) for line in lines)
-        job = replace(job, total=len(lines), failed=failed, created_at=now_ms())
-        insert_missing(self.lines, "id", to_table(lines, Line).cast(LINES))
-        insert_missing(
-            self.jobs, "id", to_table([job], Job).cast(JOBS)
-        )  # last: it has all its lines
-        drop_versions(self.jobs)
+        """Make a job durable, and go on with an upload of it that broke off. One that has all its
+        lines is left as it is. Raise OtherUpload for one that was made of another body."""
+        found = self.get(job.id)
+        if found is not None and found.digest != job.digest:
+            raise OtherUpload("this Idempotency-Key was given with another body: choose a new one")
+        if found is None:
+            failed = sum(bool(line.error) for line in lines)
+            job = replace(job, status="validating", total=len(lines), failed=failed)
+            row = to_table([replace(job, created_at=now_ms())], Job).cast(JOBS)
+            insert_missing(self.jobs, "id", row)
+        if found is None or found.status == "validating":
+            insert_missing(self.lines, "id", to_table(lines, Line).cast(LINES))
+            begun = {"status": "in_progress", "in_progress_at": now_ms()}
+            self.change(job.id, unless="status != 'validating'", **begun)
         return self.get(job.id) or job
 
     def get(self, job_id: str) -> Job | None:
@@ -147,17 +178,29 @@ class JobStore:
         ended = f"NOT ({UNFINISHED}) OR status = 'cancelling'"
         self.change(job_id, unless=ended, status="cancelling", cancelling_at=now_ms())
 
-    def claim(self, runner: str) -> Job | None:
-        """The oldest unfinished job that no living runner works on, now this runner's."""
-        free = f"{UNFINISHED} AND (runner = {quoted(runner)} OR claimed_until < {now_ms()})"
-        waiting = sorted(self._jobs(free), key=lambda job: (job.created_at, job.id))
+    def claim(self, runner: str, served: Mapping[Party, float] = NOBODY) -> Job | None:
+        """An unfinished job that no living runner works on, now this runner's: the oldest one of
+        the party that was `served` longest ago."""
+        self._forget_broken_off()
+        now = now_ms()
+        free = f"(runner = {quoted(runner)} OR claimed_until < {now})"
+        due = f"(retry_at <= {now} OR status = 'cancelling')"
+        waiting = self._jobs(f"{UNFINISHED} AND {free} AND {due}")
         if not waiting:
             return None
+        first = min(waiting, key=lambda job: (served.get(job.party, 0), job.created_at, job.id))
         taken = f"runner != {quoted(runner)} AND claimed_until >= {now_ms()}"
-        until = now_ms() + CLAIM_MS
-        self.change(waiting[0].id, unless=taken, runner=runner, claimed_until=until)
-        mine = self.get(waiting[0].id)
+        self.change(first.id, unless=taken, runner=runner, claimed_until=now_ms() + CLAIM_MS)
+        mine = self.get(first.id)
         return mine if mine is not None and mine.runner == runner else None
+
+    def give_up(self, job: Job, reason: str) -> None:
+        """End a job that cannot go on. What was added stays; each line that was not is told."""
+        left = f"job_id = {quoted(job.id)} AND NOT added AND error = ''"
+        self._update(left, {"error": reason, "message": ""})
+        counts = self.counts(job)
+        self.forget(job.id)
+        self.change(job.id, status="failed", finished_at=now_ms(), error=reason, **counts)
 
     def to_add(self, job_id: str, after: int) -> list[Line]:
         """What is to be added of the lines behind number `after`, at most LINES_AT_ONCE."""
@@ -192,6 +235,15 @@ class JobStore:
         where = f"job_id = {quoted(job_id)} AND error = ''{whose}"
         committed(self.lines, lambda: self.lines.delete(where))
         drop_versions(self.lines)
+
+    def _forget_broken_off(self) -> None:
+        """Of an upload that never ended nobody was told that it is durable."""
+        old = f"status = 'validating' AND created_at < {now_ms() - UPLOAD_MS}"
+        for job in self._jobs(old):
+            mine = f"job_id = {quoted(job.id)}"
+            committed(self.lines, lambda mine=mine: self.lines.delete(mine))
+            where = f"id = {quoted(job.id)} AND {old}"
+            committed(self.jobs, lambda where=where: self.jobs.delete(where))
 
     def _update(self, where: str, values: dict[str, Any]) -> None:
         committed(self.lines, lambda: self.lines.update(where=where, values=values))

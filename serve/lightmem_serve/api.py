@@ -15,6 +15,7 @@ from lightmem_core.online.jobs import JobStore
 from lightmem_core.online.keys import KeyRing
 from lightmem_serve import (
     explorer,
+    routes_batches,
     routes_chat,
     routes_jobs,
     routes_memories,
@@ -33,7 +34,10 @@ from lightmem_serve.routes_mcp import Tools
 from lightmem_serve.upstream import Upstream
 
 ABOUT = "Memories of many users: mem0's paths and fields, with where each memory came from."
-ROUTES = (routes_memories, routes_search, routes_users, routes_jobs, routes_chat, routes_state)
+ROUTES = (
+    *(routes_memories, routes_search, routes_users, routes_jobs, routes_batches),
+    *(routes_chat, routes_state),
+)
 SCHEMES = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     "bearer": {"type": "http", "scheme": "bearer"},

@@ -18,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from lightmem_core.errors import ConfigError, LightMemError, StoreError
 from lightmem_core.formats.fields import BadField, clean
-from lightmem_serve.openai_errors import PREFIX, error_body
+from lightmem_core.online.jobs import OtherUpload
+from lightmem_serve.openai_errors import PREFIX, OpenAIProblem, error_body
 
 NO_MEMORY = "there is no such memory"
 RETRY_AFTER = {"Retry-After": "1"}
@@ -72,6 +73,12 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {**found, 422: {"model": WrongFields, "description": "A field is wrong"}}
 
 
+def documented_for_openai(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The same for the routes below /v1."""
+    found = documented(*statuses).items()
+    return {s: {**about, "model": OpenAIProblem} for s, about in found}
+
+
 def refused(status: int, detail: str, headers: Mapping[str, str] | None = None) -> HTTPException:
     return HTTPException(status, clean(detail), dict(headers) if headers else None)
 
@@ -93,6 +100,8 @@ def told() -> Iterator[None]:
         raise refused(400, str(error)) from error
     except LightMemError as error:
         raise unable(error) from error
+    except OtherUpload as error:
+        raise refused(409, str(error)) from error
     except BadField as error:
         raise refused(422, error.detail) from error
     except ValueError as error:

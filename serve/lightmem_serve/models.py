@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, JsonValue
 
+from lightmem_core.online.jobs import Status
+
 
 class Answer(BaseModel):
     """`answer["results"]` is `answer.results`: code that was written for mem0 reads it so."""
@@ -191,21 +193,37 @@ class Counts(Answer):
 
 
 class JobError(Answer):
+    """Why a job failed or waits."""
+
+    code: str
     message: str
+    param: str | None = None
+    line: int | None = None
+
+
+class JobErrors(Answer):
+    object: Literal["list"] = "list"
+    data: list[JobError]
 
 
 class JobModel(Answer):
-    """A bulk upload as OpenAI has its batches; times are Unix seconds. `error_file_id` is this id
-    if lines were wrong: GET /jobs/{id}/errors says which."""
+    """A bulk upload as OpenAI has its batches; times are Unix seconds. Its file is the upload
+    itself and there is no output, but for `error_file_id`, this id, if lines were wrong: GET
+    /jobs/{id}/errors says which."""
 
     id: str
     object: Literal["batch"] = "batch"
     endpoint: Literal["/memories"] = "/memories"
-    status: Literal["in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled"]
-    errors: JobError | None
+    completion_window: Literal["24h"] = "24h"
+    input_file_id: str
+    status: Status
+    errors: JobErrors | None
+    output_file_id: None = None
     error_file_id: str | None
     request_counts: Counts
+    metadata: None = None
     created_at: int
+    in_progress_at: int | None
     finalizing_at: int | None
     completed_at: int | None
     failed_at: int | None
@@ -214,6 +232,10 @@ class JobModel(Answer):
 
 
 class JobsResponse(Answer):
+    """Jobs, newest first. `last_id` is what to give as `after` for more."""
+
     object: Literal["list"] = "list"
     data: list[JobModel]
+    first_id: str | None
+    last_id: str | None
     has_more: bool

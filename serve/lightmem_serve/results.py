@@ -21,6 +21,7 @@ from lightmem_serve.models import (
     Event,
     Found,
     JobError,
+    JobErrors,
     JobModel,
     Memory,
     MessageModel,
@@ -101,16 +102,24 @@ def job_of(job: Job) -> JobModel:
     return JobModel(
         id=job.id,
         status=job.status,
-        errors=JobError(message=job.error) if job.error else None,
+        input_file_id=job.id,
+        errors=_job_errors(job),
         error_file_id=job.id if job.failed else None,
         request_counts=Counts(total=job.total, completed=job.completed, failed=job.failed),
         created_at=job.created_at // 1000,
+        in_progress_at=job.in_progress_at // 1000 or None,
         finalizing_at=job.finalizing_at // 1000 or None,
         completed_at=_ended(job, "completed"),
         failed_at=_ended(job, "failed"),
         cancelling_at=job.cancelling_at // 1000 or None,
         cancelled_at=_ended(job, "cancelled"),
     )
+
+
+def _job_errors(job: Job) -> JobErrors | None:
+    told = {"server_error": job.error, "extraction_waits": job.waits}
+    data = [JobError(code=code, message=message) for code, message in told.items() if message]
+    return JobErrors(data=data) if data else None
 
 
 def _ended(job: Job, status: str) -> int | None:

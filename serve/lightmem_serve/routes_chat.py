@@ -13,7 +13,7 @@ from lightmem_core.long_term.retrieve import Query
 from lightmem_serve.access import Asking, needs
 from lightmem_serve.backend import Server
 from lightmem_serve.block import block_of, with_block, without_blocks
-from lightmem_serve.errors import documented, refused, told
+from lightmem_serve.errors import documented_for_openai, refused, told
 from lightmem_serve.openai_errors import OpenAIProblem
 from lightmem_serve.replies import EVENT_STREAM, StreamedReply, said_in
 from lightmem_serve.schemas import MOST_MESSAGES, Id
@@ -91,12 +91,8 @@ Model = Annotated[Upstream, Depends(current_model)]
 
 def _documented(*kinds: str) -> dict[int | str, dict[str, Any]]:
     """As of other routes, in OpenAI's shape; the model's server may refuse in other ways too."""
-    wrong = {"model": OpenAIProblem}
-    found: dict[int | str, dict[str, Any]] = {
-        status: {**wrong, "description": about["description"]}
-        for status, about in documented(404, 501, 502).items()
-    }
-    found["default"] = {**wrong, "description": "As the language model refuses"}
+    found = documented_for_openai(404, 501, 502)
+    found["default"] = {"model": OpenAIProblem, "description": "As the language model refuses"}
     shapes = {JSON: {"type": "object"}, EVENT_STREAM: {"type": "string"}}
     content = {kind: {"schema": shapes[kind]} for kind in kinds}
     return {**found, 200: {"content": content, "description": "As the language model answers"}}

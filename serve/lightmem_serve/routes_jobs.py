@@ -1,10 +1,9 @@
 """Bulk uploads as jobs, in the shape of OpenAI's Batch object."""
 
+import hashlib
 import json
 import secrets
-from collections.abc import Iterator
 from datetime import UTC
-from functools import partial
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
@@ -16,6 +15,7 @@ from lightmem_core.formats.messages import parse
 from lightmem_core.history import UNPLACED
 from lightmem_core.online.jobs import Job, Line, message_text
 from lightmem_core.online.service import Incoming
+from lightmem_core.online.tenants import LONGEST_ID
 from lightmem_core.types import Message, stable_id
 from lightmem_serve.access import Asking, Caller, needs
 from lightmem_serve.backend import Server, Serving
@@ -33,7 +33,7 @@ JobId = Annotated[str, Path(min_length=1, max_length=64)]
 NO_JOB = "there is no such job"
 
 
-@router.post("", dependencies=[writes], openapi_extra=BODY, responses=documented(415))
+@router.post("", dependencies=[writes], openapi_extra=BODY, responses=documented(409, 415))
 async def create_job(
     request: Request,
     caller: Asking,
@@ -41,17 +41,20 @@ async def create_job(
     idempotency_key: Annotated[str | None, Header(max_length=256)] = None,
 ) -> JobModel:
     """Remember the messages of a JSONL body: one a line, with user_id, role, content, timestamp,
-    and if known session_id, position, name, agent_id and metadata. All lines are durable when this
-    answers. With an Idempotency-Key the same upload makes one job only."""
+    and if known session_id, position, name, agent_id, metadata and custom_id. All lines are durable
+    when this answers. With an Idempotency-Key the same upload makes one job only, and another one
+    is refused."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in KINDS:
         raise refused(415, f"send the messages as {KINDS[0]}, one a line")
     named = (idempotency_key,) if idempotency_key else ("", secrets.token_hex(16))
     job_id = f"job_{stable_id(caller.tenant, caller.user_id, caller.key_id, *named)}"
-    lines = await run_sync(_read, await request.body(), caller, job_id)
+    body = await request.body()
+    lines = await run_sync(_read, body, caller, job_id)
     if not lines:
         raise refused(422, "the body holds no lines")
-    job = Job(job_id, caller.tenant, caller.user_id, "in_progress", len(lines))
+    digest = hashlib.sha256(body).hexdigest()
+    job = Job(job_id, caller.tenant, caller.user_id, "validating", len(lines), digest)
     with told():
         async with server.quiet:
             made = await run_sync(server.jobs.submit, job, lines)
@@ -66,11 +69,12 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str, Query(max_length=64)] = "",
 ) -> JobsResponse:
-    """Jobs, newest first."""
+    """Jobs, newest first. `last_id` is what to give as `after` for more."""
     with told():
         found = await run_sync(server.jobs.latest, caller.tenant, caller.user_id, limit + 1, after)
     jobs = [job_of(job) for job in found[:limit]]
-    return JobsResponse(data=jobs, has_more=len(found) > limit)
+    first, last = (jobs[0].id, jobs[-1].id) if jobs else (None, None)
+    return JobsResponse(data=jobs, first_id=first, last_id=last, has_more=len(found) > limit)
 
 
 @router.get("/{job_id}", dependencies=[reads], responses=documented(404))
@@ -98,12 +102,12 @@ async def cancel_job(request: Request, job_id: JobId, caller: Asking, server: Se
     responses={**documented(404), **LINES},
 )
 async def job_errors(job_id: JobId, caller: Asking, server: Serving) -> Response:
-    """The lines that are wrong, as JSONL: their number and why. What they held is not kept."""
+    """The lines that are wrong, as JSONL: their number, custom_id if they had one, and why. What
+    they held is not kept."""
     job = await _job(server, caller, job_id)
     with told():
         wrong = await run_sync(server.jobs.errors, job.id)
-    rows = ({"line": line.number, "error": {"message": line.error}} for line in wrong)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(_told(line), ensure_ascii=False) + "\n" for line in wrong)
     return Response(text, media_type="application/jsonl")
 
 
@@ -115,6 +119,14 @@ async def _job(server: Server, caller: Caller, job_id: str) -> Job:
     return job
 
 
+def _told(line: Line) -> dict[str, Any]:
+    """As OpenAI tells it, with the number of the line."""
+    reason, mark, _ = line.error.partition(": ")
+    error = {"code": reason if mark and reason.isidentifier() else None, "message": line.error}
+    same = {"id": line.id, "custom_id": line.custom_id or None, "response": None}
+    return {**same, "line": line.number, "error": error}
+
+
 def _read(body: bytes, caller: Caller, job_id: str) -> list[Line]:
     lines = (line for line in body.split(b"\n") if line.strip())
     return [_line(caller, job_id, *item) for item in enumerate(lines, 1)]
@@ -122,23 +134,36 @@ def _read(body: bytes, caller: Caller, job_id: str) -> list[Line]:
 
 def _line(caller: Caller, job_id: str, number: int, text: bytes) -> Line:
     """A line of an upload, or the reason why it is wrong. All of a job of one user is that user's,
-    to be erased with it."""
-    wrong = partial(Line.of, job_id, number, caller.user_id)
+    to be erased with it; so is a wrong line that names its user."""
     try:
-        (found,) = _parsed(text)
-        if not isinstance(found, Message):
-            return wrong(error=f"{found.reason}: {found.detail}")
-        owner = caller.owner(found.user_id)
+        record = json.loads(text.decode())
+        (found,) = parse(record, "", UTC)
     except (ValueError, RecursionError) as error:
-        return wrong(error=f"bad_json: {clean(str(error))}"[:300])
+        wrong = f"bad_json: {clean(str(error))}"[:300]
+        return Line.of(job_id, number, caller.user_id, error=wrong)
+    fields = record if isinstance(record, dict) else {}
+    named = found.user_id if isinstance(found, Message) else fields.get("user_id")
+    owner, refusal = _owner(caller, named)
+    own = {"custom_id": _text(fields.get("custom_id"))[:LONGEST_ID]}
+    if not isinstance(found, Message):
+        own["error"] = f"{found.reason}: {found.detail}"
+    elif refusal:
+        own["error"] = f"refused: {refusal}"[:300]
+    else:
+        own |= {"session_id": found.session_id, "message": message_text(_incoming(found))}
+    return Line.of(job_id, number, owner, **own)
+
+
+def _owner(caller: Caller, named: Any) -> tuple[str, str]:
+    """The store's id of the user whom a line names; or that of the key, and why it is not told."""
+    try:
+        return caller.owner(_text(named)), ""
     except HTTPException as error:
-        return wrong(error=f"refused: {error.detail}"[:300])
-    message = message_text(_incoming(found))
-    return Line.of(job_id, number, owner, session_id=found.session_id, message=message)
+        return caller.user_id, error.detail
 
 
-def _parsed(text: bytes) -> Iterator[Any]:
-    return parse(json.loads(text.decode()), "", UTC)
+def _text(given: Any) -> str:
+    return clean(given) if isinstance(given, str) else ""
 
 
 def _incoming(found: Message) -> Incoming:
