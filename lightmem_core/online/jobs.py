@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 Status = Literal[
-    *("validating", "in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled")
-]
+    "validating", "in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled"
+]  # fmt: skip
 Party = tuple[str, str]
 UNFINISHED = "status IN ('in_progress', 'finalizing', 'cancelling')"
 CLAIM_MS = 120_000  # how long a job of a server that died is left alone
@@ -150,8 +150,8 @@ class JobStore:
             insert_missing(self.jobs, "id", row)
         if found is None or found.status == "validating":
             insert_missing(self.lines, "id", to_table(lines, Line).cast(LINES))
-            begun = {"status": "in_progress", "in_progress_at": now_ms()}
-            self.change(job.id, unless="status != 'validating'", **begun)
+            until, at = "status != 'validating'", now_ms()
+            self.change(job.id, unless=until, status="in_progress", in_progress_at=at)
         return self.get(job.id) or job
 
     def get(self, job_id: str) -> Job | None:
