@@ -31,6 +31,7 @@ from lightmem_serve.jobs import JobRunner
 from lightmem_serve.metrics import Metrics
 from lightmem_serve.routes_chat import Chat
 from lightmem_serve.routes_mcp import Tools
+from lightmem_serve.routes_state import Readiness
 from lightmem_serve.upstream import Upstream
 
 ABOUT = "Memories of many users: mem0's paths and fields, with where each memory came from."
@@ -72,10 +73,12 @@ def create_app(server: Server, access: Access, public: frozenset[str] = PUBLIC) 
     )
     app.state.server = server
     app.state.runner = JobRunner(server)
+    app.state.readiness = Readiness(server, app.state.runner)
     app.state.chat = Chat(server, Upstream.of(server.llm))
     app.state.tools = Tools.of(server)
     guard = {"limits": server.config.limits, "metrics": server.metrics}
-    app.add_middleware(Guard, access=access, public=public | explorer.PUBLIC, **guard)
+    open_ = {"public": public | explorer.PUBLIC, "forms": explorer.FORMS}
+    app.add_middleware(Guard, access=access, **open_, **guard)
     add_handlers(app)
     for routes in ROUTES:
         app.include_router(routes.router)

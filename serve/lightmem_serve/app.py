@@ -5,7 +5,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RaySystemError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -24,7 +30,11 @@ from lightmem_serve.upstream import Upstream
 from lightmem_serve.writing import writer_of
 
 GONE = (
+    NodeDiedError,
+    ObjectLostError,
     RayActorError,
+    RaySystemError,
+    WorkerCrashedError,
     BackPressureError,
     DeploymentUnavailableError,
     ReplicaUnavailableError,
@@ -57,6 +67,7 @@ class Api:
 
     def __init__(self, config: Config, reader: DeploymentHandle, writer: DeploymentHandle):
         check_bound(config)
+        check_alone()
         self.config, self.parts = config, (Handles(reader), Handles(writer))
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -97,8 +108,20 @@ def check_bound(config: Config) -> None:
         )
 
 
+def check_alone() -> None:
+    """Raise ConfigError if there would be several: each would let a key ask as much as it may, and
+    work on bulk uploads beside an erase that another makes."""
+    replicas = serve.get_replica_context().world_size
+    if replicas > 1:
+        raise ConfigError(
+            f"num_replicas: {replicas} for the deployment Api, which must be alone: leave it at 1, "
+            "and set serve.replicas in the configuration for more readers"
+        )
+
+
 def _serve_host() -> str:
+    """Serve says it in no public way; what cannot be found out counts as open to all."""
     from ray.serve.context import _get_global_client
 
     client: Any = _get_global_client()
-    return client.http_config.host
+    return getattr(getattr(client, "http_config", None), "host", "") or "an unknown address"

@@ -1,7 +1,9 @@
 """What the routes work with: a reader and a writer that can be awaited, wherever they run."""
 
+import asyncio
 from asyncio import Lock
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -65,6 +67,12 @@ class Writer(Protocol):
     async def erase(self, user_id: str) -> dict[str, int]: ...
     async def sleep(self, user_id: str) -> dict[str, int]: ...
     async def status(self) -> WriterStatus: ...
+    async def check(self) -> None: ...
+
+
+async def in_pool(pool: Executor, call: Callable[..., T], *args: Any) -> T:
+    """What a call gives that is made in a thread of `pool`."""
+    return await asyncio.get_running_loop().run_in_executor(pool, partial(call, *args))
 
 
 class InThreads:

@@ -7,7 +7,9 @@ import asyncio
 import re
 import secrets
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from starlette.datastructures import Headers, MutableHeaders
@@ -28,18 +30,22 @@ LONG_WORK = re.compile(
     r"POST (/users/.+/(sleep|flush)|/reset|/v1/chat/completions|/mcp)|DELETE /memories"
 )
 JOBS = "/jobs"
+FORM_BYTES, FORM_SECONDS, FORMS_AT_ONCE = 4_096, 10.0, 32  # of forms that are sent without a key
+Kind = Literal["key", "public", "form"]
 
 
 @dataclass(slots=True)
 class Guard:
-    """An ASGI application around the routes."""
+    """An ASGI application around the routes. Who comes without a key takes no place of those that
+    have one: of what is `public` no body is read, but for a little one of `forms`."""
 
     app: ASGIApp
     access: Access
     limits: LimitsConfig
     metrics: Metrics
     public: frozenset[str] = PUBLIC
-    in_flight: int = 0
+    forms: frozenset[str] = frozenset()
+    in_flight: Counter[Kind] = field(default_factory=Counter)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -49,9 +55,10 @@ class Guard:
 
     async def _answered(self, scope: Scope, receive: Receive, send: "Answer") -> None:
         started = time.perf_counter()
-        self.in_flight += 1
+        kind = self._kind(scope)
+        self._entered(kind, 1)
         try:
-            await self._limited(scope, receive, send)
+            await self._limited(kind, scope, receive, send)
         except HTTPException as error:
             await _refuse(error, scope, receive, send)
         except StoreError as error:
@@ -60,24 +67,37 @@ class Guard:
             log.exception("request %s failed", send.request_id)
             await _refuse(_fault(send.request_id), scope, receive, send)
         finally:
-            self.in_flight -= 1
+            self._entered(kind, -1)
             self.metrics.count(scope, send.status, time.perf_counter() - started)
 
-    async def _limited(self, scope: Scope, receive: Receive, send: "Answer") -> None:
-        if self.in_flight > self.limits.in_flight:
+    def _kind(self, scope: Scope) -> Kind:
+        if scope["path"] not in self.public:
+            return "key"
+        return "form" if scope["path"] in self.forms and scope["method"] == "POST" else "public"
+
+    def _entered(self, kind: Kind, by: int) -> None:
+        self.in_flight[kind] += by
+        self.metrics.in_flight.labels(kind).inc(by)
+
+    async def _limited(self, kind: Kind, scope: Scope, receive: Receive, send: "Answer") -> None:
+        most = FORMS_AT_ONCE if kind == "form" else self.limits.in_flight
+        if self.in_flight[kind] > most:
             raise refused(503, "the server has more requests than it can bear", RETRY_AFTER)
         try:
-            async with asyncio.timeout(self._seconds(scope)) as send.limit:
-                await self._admitted(scope, receive, send)
+            async with asyncio.timeout(self._seconds(kind, scope)) as send.limit:
+                await self._admitted(kind, scope, receive, send)
         except TimeoutError as error:
             raise refused(504, "not answered in time: what was sent may be stored") from error
 
-    async def _admitted(self, scope: Scope, receive: Receive, send: "Answer") -> None:
+    async def _admitted(self, kind: Kind, scope: Scope, receive: Receive, send: "Answer") -> None:
         headers = Headers(scope=scope)
-        if scope["path"] not in self.public:
-            client = scope["client"][0] if scope.get("client") else None
-            caller = await self.access.caller(headers, client)
-            scope.setdefault("state", {})["caller"] = caller
+        if kind != "key":
+            body = await _body(headers, receive, FORM_BYTES) if kind == "form" else b""
+            await self.app(scope, Replay(body, receive), send)
+            return
+        client = scope["client"][0] if scope.get("client") else None
+        caller = await self.access.caller(headers, client)
+        scope.setdefault("state", {})["caller"] = caller
         job = scope["path"].rstrip("/") == JOBS
         limit = self.limits.job_bytes if job else self.limits.body_bytes
         body = await _body(headers, receive, limit)
@@ -85,7 +105,9 @@ class Guard:
             raise refused(422, f"nested more than {self.limits.depth} levels deep")
         await self.app(scope, Replay(body, receive), send)
 
-    def _seconds(self, scope: Scope) -> float:
+    def _seconds(self, kind: Kind, scope: Scope) -> float:
+        if kind == "form":
+            return min(FORM_SECONDS, self.limits.seconds)
         long = LONG_WORK.fullmatch(f"{scope['method']} {scope['path']}")
         return self.limits.work_seconds if long else self.limits.seconds
 

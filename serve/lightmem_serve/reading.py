@@ -1,9 +1,7 @@
 """The reader on Ray Serve: queries that arrive together are embedded together."""
 
-import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -20,7 +18,7 @@ from lightmem_core.online.reader import OnlineReader
 from lightmem_core.online.service import Context
 from lightmem_core.protocols import Filter
 from lightmem_core.types import Entry
-from lightmem_serve.backend import Searched
+from lightmem_serve.backend import Searched, in_pool
 
 THREADS = 8  # that read and rank at once
 T = TypeVar("T")
@@ -53,8 +51,7 @@ class Reader:
     @serve.batch
     async def embedded(self, queries: list[Query]) -> list[tuple[np.ndarray, int]]:
         """The vector of each query, and how many were embedded together."""
-        loop = asyncio.get_running_loop()
-        vectors = await loop.run_in_executor(self.embedding, self.reader.embed, queries)
+        vectors = await in_pool(self.embedding, self.reader.embed, queries)
         return [(vector, len(queries)) for vector in vectors]
 
     async def context(self, query: Query, tokens: int) -> Context:
@@ -100,8 +97,7 @@ class Reader:
         await self._read(self.reader.store.confirm)
 
     async def _read(self, call: Callable[..., T], *args: Any) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.threads, partial(call, *args))
+        return await in_pool(self.threads, call, *args)
 
 
 def reader_of(config: Config) -> serve.Application:

@@ -22,6 +22,7 @@ from lightmem_core.types import Entry
 from lightmem_serve.access import Caller
 from lightmem_serve.backend import Server, searched
 from lightmem_serve.errors import NO_MEMORY, refused
+from lightmem_serve.models import Slept
 from lightmem_serve.results import state_of
 from lightmem_serve.routes_memories import check_limits
 from lightmem_serve.schemas import (
@@ -143,10 +144,6 @@ class Details(Recalled):
 
 class Deleted(BaseModel):
     deleted: str
-
-
-class Slept(BaseModel):
-    decisions: dict[str, int] = Field(description="How many were taken, by kind.")
 
 
 class Now(BaseModel):

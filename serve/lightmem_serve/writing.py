@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 
 from ray import serve
@@ -13,6 +12,7 @@ from lightmem_core.online.service import Accepted, Incoming
 from lightmem_core.online.sessions import Posted, posted
 from lightmem_core.online.writer import OnlineWriter, WriterStatus
 from lightmem_core.types import Entry
+from lightmem_serve.backend import in_pool
 
 THREADS = 8  # that change entries, extract on request, sleep or erase at once
 MAX_ONGOING = 1_000  # requests, most of which wait for their commit
@@ -40,8 +40,7 @@ class Writer:
 
     @serve.batch
     async def accepted(self, requests: list[Posted]) -> list[list[Accepted]]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.adding, self.writer.add_all, requests)
+        return await in_pool(self.adding, self.writer.add_all, requests)
 
     async def flush(self, user_id: str) -> int:
         return await self._write(self.writer.flush, user_id)
@@ -63,17 +62,20 @@ class Writer:
     async def status(self) -> WriterStatus:
         return self.writer.status()
 
-    async def check_health(self) -> None:
-        """Raise StoreError if this replica can write no more: another takes its place."""
+    async def check(self) -> None:
+        """Raise StoreError if this replica can write no more."""
         await asyncio.to_thread(self.writer.check)
+
+    async def check_health(self) -> None:
+        """Of a replica that cannot, another one takes the place."""
+        await self.check()
 
     def __del__(self):
         if hasattr(self, "writer"):  # else it was never begun
             self.writer.close()
 
     async def _write(self, call: Callable[..., T], *args: Any) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.threads, partial(call, *args))
+        return await in_pool(self.threads, call, *args)
 
 
 def writer_of(config: Config) -> serve.Application:

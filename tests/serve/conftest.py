@@ -35,11 +35,12 @@ class Reply:
 
 @dataclass
 class Running:
-    """A server, and the key that its calls use unless they name another."""
+    """A server, and the key that its calls use unless they name another. `app` is what it runs."""
 
     url: str
     config: Config
     ring: KeyRing
+    app: Any = None
     key: str = ""
     keys: dict[str, str] = field(default_factory=dict)
 
@@ -111,7 +112,7 @@ def run_server(config: Config, host: str = "127.0.0.1") -> Iterator[Running]:
     thread.start()
     while not server.started:
         assert thread.is_alive()
-    running = Running(f"http://{host}:{port}", config, KeyRing(store.database))
+    running = Running(f"http://{host}:{port}", config, KeyRing(store.database), app)
     if config.serve.auth == "keys":
         running.key = running.make_key(scopes=["admin"])
     yield running

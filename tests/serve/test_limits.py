@@ -73,10 +73,11 @@ def test_each_answer_has_the_id_of_its_request(strict):
         assert len(made["x-request-id"]) == 16
 
 
-def raw(strict, text: bytes) -> socket.socket:
+def raw(strict, text: bytes, path: str = "/memories", key: bool = True) -> socket.socket:
     host, port = strict.url.removeprefix("http://").split(":")
     link = socket.create_connection((host, int(port)), timeout=30)
-    head = f"POST /memories HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {strict.key}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\n"
+    head += f"X-API-Key: {strict.key}\r\n" if key else ""
     link.sendall(head.encode() + b"Content-Type: application/json\r\n" + text)
     return link
 
@@ -100,11 +101,29 @@ def test_a_body_without_a_length_is_bounded_too(strict):
 def test_more_at_once_than_the_server_bears_are_told_to_come_again(strict):
     held = [raw(strict, b"Content-Length: 100\r\n\r\n{") for _ in range(4)]
     until = time.monotonic() + 1.5
-    while (reply := strict.call("GET", "/health")).status == 200:
+    while (reply := strict.call("GET", "/memories?user_id=limits")).status == 200:
         assert time.monotonic() < until
     assert (reply.status, reply.headers["retry-after"]) == (503, "1")
     assert [status_of(link) for link in held] == [504] * 4
     assert strict.call("GET", "/health").status == 200
+
+
+@pytest.mark.parametrize(("path", "status"), [("/health", 405), ("/", 405), ("/memories", 401)])
+def test_who_has_no_key_is_answered_before_the_end_of_a_body(strict, path, status):
+    link = raw(strict, b"Content-Length: 100\r\n\r\n{", path, key=False)
+    assert status_of(link) == status
+
+
+def test_forms_that_do_not_end_take_no_place_of_others(strict):
+    slow = b"Content-Length: 100\r\n\r\nkey="
+    held = [raw(strict, slow, "/explore/login", key=False) for _ in range(40)]
+    replies = [strict.call("GET", path) for path in ("/health", "/memories?user_id=limits")]
+    assert [reply.status for reply in replies] == [200, 200]
+    statuses = [status_of(link) for link in held]
+    assert set(statuses) == {503, 504}
+    assert statuses.count(504) == 32
+    large = raw(strict, b"Content-Length: 5000\r\n\r\n", "/explore/login", key=False)
+    assert status_of(large) == 413
 
 
 def test_writers_at_once_lose_nothing_and_double_nothing(server):
@@ -120,11 +139,22 @@ def test_writers_at_once_lose_nothing_and_double_nothing(server):
     assert server.texts("many") == {f"fact {number}" for number in range(12)}
 
 
+def value(metrics: str, name: str) -> float:
+    (line,) = (line for line in metrics.splitlines() if line.startswith(f"{name} "))
+    return float(line.split()[1])
+
+
 def test_what_is_counted_names_routes_and_no_users(server):
     server.say("counted-user", "hello there")
     server.call("GET", "/memories?user_id=counted-user")
     server.call("GET", "/nowhere/counted-user")
     text = server.done("GET", "/metrics")
+    assert 'lightmem_in_flight_requests{kind="key"} 1.0' in text
+    assert "lightmem_waiting_users " in text
+    assert "lightmem_writer_calls_total 0.0" in text
+    assert "lightmem_writer_tokens_in_total 0.0" in text
+    assert 'lightmem_trouble{part="writer"} 0.0' in text
+    assert value(text, "lightmem_writer_extracted_total") >= 1
     assert 'lightmem_request_seconds_count{method="GET",route="/memories",status="200"}' in text
     assert 'route="none",status="404"' in text
     assert 'lightmem_messages_total{state="accepted"}' in text
@@ -137,3 +167,31 @@ def test_health_needs_no_key_and_says_when_a_write_succeeded(server):
     found = server.done("GET", "/health", key="")
     assert (found["status"], found["embedder"], found["shards"]) == ("ok", "hash-384", 1)
     assert 0 <= found["last_write_age_s"] < 60
+
+
+def test_a_server_that_could_take_no_message_is_not_ready(start):
+    """As when another process has begun to write, or bulk uploads cannot go on."""
+    with start() as running:
+        assert running.call("GET", "/health").status == 200
+        running.app.state.runner.trouble = "the jobs cannot be read"
+        time.sleep(1.1)
+        reply = running.call("GET", "/health")
+        assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+        running.app.state.runner.trouble = ""
+        time.sleep(1.1)
+        assert running.call("GET", "/health").status == 200
+        hold = running.app.state.server.writer.served.shared.hold
+        hold.release()
+        time.sleep(1.1)
+        assert running.call("GET", "/health").status == 503
+        hold.take()
+
+
+def test_health_is_looked_at_once_a_second_whoever_asks(start):
+    with start() as running:
+        reader = running.app.state.server.reader.served
+        embed, embedded = reader.embed, []
+        reader.embed = lambda queries: (embedded.extend(queries), embed(queries))[1]
+        began = time.monotonic()
+        assert {running.call("GET", "/health").status for _ in range(50)} == {200}
+        assert 1 <= len(embedded) <= 1 + time.monotonic() - began < 50

@@ -11,6 +11,7 @@ ASSETS = {
     "icon.svg": "image/svg+xml",
 }
 PUBLIC = frozenset({"/", LOGIN, LOGOUT, *(f"{STATIC}/{name}" for name in ASSETS)})
+FORMS = frozenset({LOGIN})
 COOKIE = "lightmem_key"
 
 
