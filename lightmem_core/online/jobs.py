@@ -200,7 +200,8 @@ class JobStore:
         self._update(left, {"error": reason, "message": ""})
         counts = self.counts(job)
         self.forget(job.id)
-        self.change(job.id, status="failed", finished_at=now_ms(), error=reason, **counts)
+        ended = {"status": "failed", "finished_at": now_ms(), "error": reason}
+        self.change(job.id, "false", **ended, **counts)
 
     def to_add(self, job_id: str, after: int) -> list[Line]:
         """What is to be added of the lines behind number `after`, at most LINES_AT_ONCE."""

@@ -20,6 +20,7 @@ from lightmem_serve.models import (
     Health,
     JobModel,
     JobsResponse,
+    LineError,
     MemoriesResponse,
     Memory,
     SearchResponse,
@@ -32,6 +33,7 @@ A = TypeVar("A")
 Messages = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 Method = Literal["GET", "POST", "PUT", "DELETE"]
 EVENTS = TypeAdapter(list[Event])
+LINE_ERRORS = TypeAdapter(list[LineError])
 
 
 class Owner(TypedDict, total=False):
@@ -81,7 +83,9 @@ class Changes(TypedDict, total=False):
 @dataclass(frozen=True, slots=True)
 class Call(Generic[A]):
     """A request. One that is `repeatable` may be sent again though it may have arrived: it changes
-    nothing, or nothing the second time."""
+    nothing, or nothing the second time. A `long` one works on all that a user has, and goes on in
+    the server when nobody waits for it any more. The answer to one of `lines` is a list, an item a
+    line."""
 
     method: Method
     path: str
@@ -90,6 +94,8 @@ class Call(Generic[A]):
     body: bytes | None = None
     headers: dict[str, str] = field(default_factory=dict)
     repeatable: bool = True
+    long: bool = False
+    lines: bool = False
 
 
 def added(messages: Messages, options: AddOptions) -> Call[AddResponse]:
@@ -129,7 +135,11 @@ def deleted(memory_id: str) -> Call[Done]:
 
 
 def deleted_all(owner: Owner) -> Call[Erased]:
-    return Call("DELETE", "/memories", TypeAdapter(Erased), dict(owner))
+    return Call("DELETE", "/memories", TypeAdapter(Erased), dict(owner), long=True)
+
+
+def emptied() -> Call[Erased]:
+    return Call("POST", "/reset", TypeAdapter(Erased), {"confirm": "all"}, long=True)
 
 
 def users(limit: int, after: str) -> Call[UsersResponse]:
@@ -138,11 +148,16 @@ def users(limit: int, after: str) -> Call[UsersResponse]:
 
 
 def slept(user_id: str) -> Call[Slept]:
-    return Call("POST", f"/users/{quote(user_id, safe='')}/sleep", TypeAdapter(Slept))
+    return _worked(user_id, "sleep", Slept)
 
 
 def flushed(user_id: str) -> Call[Flushed]:
-    return Call("POST", f"/users/{quote(user_id, safe='')}/flush", TypeAdapter(Flushed))
+    return _worked(user_id, "flush", Flushed)
+
+
+def _worked(user_id: str, work: str, answer: type[A]) -> Call[A]:
+    path = f"/users/{quote(user_id, safe='')}/{work}"
+    return Call("POST", path, TypeAdapter(answer), long=True)
 
 
 def uploaded(messages: Iterable[Mapping[str, Any]]) -> Call[JobModel]:
@@ -163,6 +178,10 @@ def jobs(limit: int, after: str) -> Call[JobsResponse]:
 def cancelled(job_id: str) -> Call[JobModel]:
     path = f"/jobs/{quote(job_id, safe='')}/cancel"
     return Call("POST", path, TypeAdapter(JobModel), repeatable=False)
+
+
+def wrong_lines(job_id: str) -> Call[list[LineError]]:
+    return Call("GET", f"/jobs/{quote(job_id, safe='')}/errors", LINE_ERRORS, lines=True)
 
 
 def asked_health() -> Call[Health]:

@@ -5,6 +5,8 @@
     for found in memories.search("where does she live?", user_id="ada").results:
         print(found.memory, found.sources)
 
+`timeout_s` is for a request, `work_timeout_s` for work on all that a user has: sleep, flush, erase.
+
 What can be sent again without harm is, where the server was busy or the connection broke: messages
 too, for the server knows those that it has.
 """
@@ -21,6 +23,7 @@ from lightmem_serve import calls, models
 from lightmem_serve.calls import Call
 from lightmem_serve.sending import (
     BUSY,
+    WORK_S,
     AccessError,
     ApiError,
     BusyError,
@@ -53,8 +56,9 @@ class MemoryClient:
         api_key: str | None = None,
         timeout_s: float = 60.0,
         retries: int = 4,
+        work_timeout_s: float = WORK_S,
     ):
-        self.settings = Settings(host, api_key, timeout_s, retries)
+        self.settings = Settings(host, api_key, timeout_s, retries, work_timeout_s)
         self.http = httpx2.Client(
             base_url=host, headers=self.settings.headers, timeout=timeout_s, trust_env=False
         )
@@ -90,6 +94,10 @@ class MemoryClient:
     def delete_all(self, **owner: Unpack[calls.Owner]) -> models.Erased:
         return self._send(calls.deleted_all(owner))
 
+    def reset(self) -> models.Erased:
+        """Erase all users of the tenant, physically."""
+        return self._send(calls.emptied())
+
     def users(self, limit: int = 100, after: str = "") -> models.UsersResponse:
         return self._send(calls.users(limit, after))
 
@@ -111,6 +119,9 @@ class MemoryClient:
     def cancel_job(self, job_id: str) -> models.JobModel:
         return self._send(calls.cancelled(job_id))
 
+    def job_errors(self, job_id: str) -> list[models.LineError]:
+        return self._send(calls.wrong_lines(job_id))
+
     def health(self) -> models.Health:
         return self._send(calls.asked_health())
 
@@ -131,7 +142,7 @@ class MemoryClient:
     def _send(self, call: Call[A]) -> A:
         for tried in range(self.settings.retries + 1):
             try:
-                reply = self.http.request(**request_of(call))
+                reply = self.http.request(**request_of(call, self.settings))
             except httpx2.TransportError as error:
                 raise_unless_again(error, call, self.settings, tried)
                 time.sleep(pause_after(tried))
@@ -151,8 +162,9 @@ class AsyncMemoryClient:
         api_key: str | None = None,
         timeout_s: float = 60.0,
         retries: int = 4,
+        work_timeout_s: float = WORK_S,
     ):
-        self.settings = Settings(host, api_key, timeout_s, retries)
+        self.settings = Settings(host, api_key, timeout_s, retries, work_timeout_s)
         self.http = httpx2.AsyncClient(
             base_url=host, headers=self.settings.headers, timeout=timeout_s, trust_env=False
         )
@@ -192,6 +204,10 @@ class AsyncMemoryClient:
     async def delete_all(self, **owner: Unpack[calls.Owner]) -> models.Erased:
         return await self._send(calls.deleted_all(owner))
 
+    async def reset(self) -> models.Erased:
+        """Erase all users of the tenant, physically."""
+        return await self._send(calls.emptied())
+
     async def users(self, limit: int = 100, after: str = "") -> models.UsersResponse:
         return await self._send(calls.users(limit, after))
 
@@ -213,6 +229,9 @@ class AsyncMemoryClient:
     async def cancel_job(self, job_id: str) -> models.JobModel:
         return await self._send(calls.cancelled(job_id))
 
+    async def job_errors(self, job_id: str) -> list[models.LineError]:
+        return await self._send(calls.wrong_lines(job_id))
+
     async def health(self) -> models.Health:
         return await self._send(calls.asked_health())
 
@@ -233,7 +252,7 @@ class AsyncMemoryClient:
     async def _send(self, call: Call[A]) -> A:
         for tried in range(self.settings.retries + 1):
             try:
-                reply = await self.http.request(**request_of(call))
+                reply = await self.http.request(**request_of(call, self.settings))
             except httpx2.TransportError as error:
                 raise_unless_again(error, call, self.settings, tried)
                 await asyncio.sleep(pause_after(tried))

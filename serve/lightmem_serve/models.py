@@ -192,6 +192,11 @@ class Counts(Answer):
     failed: int
 
 
+class LineProblem(Answer):
+    code: str | None
+    message: str
+
+
 class JobError(Answer):
     """Why a job failed or waits."""
 
@@ -199,6 +204,16 @@ class JobError(Answer):
     message: str
     param: str | None = None
     line: int | None = None
+
+
+class LineError(Answer):
+    """Why a line of a job is wrong, under the number and the name that it had."""
+
+    id: str
+    custom_id: str | None
+    response: None = None
+    line: int
+    error: LineProblem
 
 
 class JobErrors(Answer):

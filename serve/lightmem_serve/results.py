@@ -11,7 +11,7 @@ from lightmem_core.long_term.retrieve import Hit
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory, held_since
 from lightmem_core.metadata import EXPIRATION, parsed
-from lightmem_core.online.jobs import Job
+from lightmem_core.online.jobs import Job, Line
 from lightmem_core.online.service import Accepted, Incoming
 from lightmem_core.types import DELETED, Entry
 from lightmem_serve.access import Caller
@@ -23,6 +23,8 @@ from lightmem_serve.models import (
     JobError,
     JobErrors,
     JobModel,
+    LineError,
+    LineProblem,
     Memory,
     MessageModel,
     RunModel,
@@ -114,6 +116,13 @@ def job_of(job: Job) -> JobModel:
         cancelling_at=job.cancelling_at // 1000 or None,
         cancelled_at=_ended(job, "cancelled"),
     )
+
+
+def line_error_of(line: Line) -> LineError:
+    reason, mark, _ = line.error.partition(": ")
+    code = reason if mark and reason.isidentifier() else None
+    error = LineProblem(code=code, message=line.error)
+    return LineError(id=line.id, custom_id=line.custom_id or None, line=line.number, error=error)
 
 
 def _job_errors(job: Job) -> JobErrors | None:

@@ -21,7 +21,7 @@ from lightmem_serve.access import Asking, Caller, needs
 from lightmem_serve.backend import Server, Serving
 from lightmem_serve.errors import documented, refused, told
 from lightmem_serve.models import JobModel, JobsResponse
-from lightmem_serve.results import job_of
+from lightmem_serve.results import job_of, line_error_of
 
 KINDS = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 JSONL = {"schema": {"type": "string"}}
@@ -107,7 +107,7 @@ async def job_errors(job_id: JobId, caller: Asking, server: Serving) -> Response
     job = await _job(server, caller, job_id)
     with told():
         wrong = await run_sync(server.jobs.errors, job.id)
-    text = "".join(json.dumps(_told(line), ensure_ascii=False) + "\n" for line in wrong)
+    text = "".join(f"{line_error_of(line).model_dump_json()}\n" for line in wrong)
     return Response(text, media_type="application/jsonl")
 
 
@@ -117,14 +117,6 @@ async def _job(server: Server, caller: Caller, job_id: str) -> Job:
     if job is None or job.tenant != caller.tenant or caller.user_id not in ("", job.user_id):
         raise refused(404, NO_JOB)
     return job
-
-
-def _told(line: Line) -> dict[str, Any]:
-    """As OpenAI tells it, with the number of the line."""
-    reason, mark, _ = line.error.partition(": ")
-    error = {"code": reason if mark and reason.isidentifier() else None, "message": line.error}
-    same = {"id": line.id, "custom_id": line.custom_id or None, "response": None}
-    return {**same, "line": line.number, "error": error}
 
 
 def _read(body: bytes, caller: Caller, job_id: str) -> list[Line]:

@@ -12,6 +12,7 @@ from lightmem_core.online.service import Incoming
 from lightmem_core.online.tenants import LONGEST_ID
 
 DEFAULT_SESSION = "default"  # of messages that name no run, as in the batch
+MEM0S_TOP_K = 20
 MOST_MESSAGES = 10_000  # whatever the server's own limit is
 Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
 Metadata = dict[str, JsonValue]
@@ -107,7 +108,7 @@ class SearchRequest(Selection):
 
     @property
     def wanted(self) -> int:
-        return self.limit or self.top_k or 5
+        return self.limit or self.top_k or MEM0S_TOP_K
 
 
 class ContextRequest(Selection):

@@ -78,6 +78,14 @@ def test_a_bulk_upload(client):
     assert job in client.list_jobs(limit=100).data
     with pytest.raises(ApiError, match="has ended"):
         client.cancel_job(job.id)
+    assert client.job_errors(job.id) == []
+
+
+def test_which_lines_of_an_upload_were_wrong_is_told(client):
+    wrong = {"user_id": "c-wrong", "role": "user", "content": "x", "custom_id": "row-1"}
+    job = client.create_job([{**wrong, "timestamp": "?"}])
+    (line,) = client.job_errors(job.id)
+    assert (line.line, line.custom_id, line.error.code) == (1, "row-1", "bad_time")
 
 
 def test_the_awaited_client_does_the_same(server):
@@ -111,7 +119,8 @@ def test_an_error_says_what_is_wrong_and_where_to_look(server, client):
 
 
 class Failing(BaseHTTPRequestHandler):
-    """Answers with the next status of its plan; 0 closes the connection."""
+    """Answers with the next status of its plan; 0 closes the connection, 1 answers after a second,
+    when its client may have gone."""
 
     plan: list[int]
     seen: list[str]
@@ -123,9 +132,13 @@ class Failing(BaseHTTPRequestHandler):
         if not status:
             self.close_connection = True
             return
+        if status == 1:
+            time.sleep(1)
+            status = 200
         self.send_response(status)
         self.send_header("retry-after", "0")
-        body = json.dumps({"detail": "busy", "results": [], "message": "done"}).encode()
+        empty = {"results": [], "decisions": {}, "entries": 0, "counts": {}}
+        body = json.dumps({"detail": "busy", "message": "done", **empty}).encode()
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -156,6 +169,47 @@ def test_what_can_be_sent_again_is(failing):
         failing.plan[:] = [429, 200]
         assert client.delete("m1").message == "done"
     assert len(failing.seen) == 8
+
+
+WORK = [
+    lambda client: client.sleep("ada"),
+    lambda client: client.flush("ada"),
+    lambda client: client.delete_all(user_id="ada"),
+    lambda client: client.reset(),
+]
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_work_is_waited_for_and_never_asked_for_twice_at_once(failing, work):
+    with MemoryClient(failing.url, timeout_s=0.3, work_timeout_s=20, retries=3) as client:
+        failing.plan[:] = [503, 0, 1]
+        work(client)
+    assert len(failing.seen) == 3
+    failing.plan[:] = [1, 200]
+    with (
+        MemoryClient(failing.url, timeout_s=0.3, work_timeout_s=0.3, retries=3) as client,
+        pytest.raises(ApiError, match="did not answer"),
+    ):
+        work(client)
+    assert len(failing.seen) == 4
+
+
+def test_mem0s_arguments_by_name_and_a_key_in_the_wrong_place(server):
+    with MemoryClient(api_key=server.key, host=server.url) as client:
+        assert client.users(limit=1)
+    with pytest.raises(ValueError, match="host is the server's URL"):
+        MemoryClient(server.key)
+
+
+def test_a_reset_erases_all_users_of_the_tenant_and_nobody_else(server):
+    own = server.make_key(tenant="c-reset", scopes=["admin"])
+    with MemoryClient(server.url, own) as client:
+        client.add(PORTO, user_id="ann")
+        client.add(PORTO, user_id="ben")
+        server.say("c-stays", PORTO)
+        assert client.reset().counts["users"] == 2
+        assert client.users().results == []
+    assert server.texts("c-stays") == {PORTO}
 
 
 def test_what_may_have_been_done_is_not_done_again(failing):
