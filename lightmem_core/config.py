@@ -225,13 +225,17 @@ class Config(Model):
     serve: ServeConfig = ServeConfig()
 
 
-def load_config(path: str | Path | None = None, **store: Any) -> Config:
-    """Read a YAML file, or take the defaults. `store` overrides keys of memory.store.
+def load_config(source: str | Path | Mapping[str, Any] | None = None, **store: Any) -> Config:
+    """Read a YAML file, take what one would hold, or take the defaults. `store` overrides keys of
+    memory.store.
 
     Raise ConfigError naming the file and every bad key.
     """
-    name = str(path) if path else "the built-in configuration"
-    tree = _read(path) if path else {}
+    if isinstance(source, Mapping):
+        name, tree = "what was given", dict(source)
+    else:
+        name = str(source) if source else "the built-in configuration"
+        tree = _read(source) if source else {}
     try:
         config = Config.model_validate(tree)
         if given := {key: value for key, value in store.items() if value is not None}:

@@ -8,6 +8,8 @@ from pydantic import ValidationError
 
 from lightmem_core.config import Model
 
+SUMMARIZER_URL = "http://127.0.0.1:8000/llm/v1"  # where serve/llm.yaml brings it up
+
 
 class Options(Model):
     @classmethod

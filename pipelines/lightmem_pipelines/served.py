@@ -25,7 +25,7 @@ from ray.serve.handle import DeploymentHandle
 
 from lightmem_core.errors import ConfigError, LLMUnavailableError
 from lightmem_core.llm.chat import ChatRequest, Rejected, Reply, TooLong
-from lightmem_core.llm.options import Options
+from lightmem_core.llm.options import SUMMARIZER_URL, Options
 
 LONGEST_PAUSE = 60  # times pause_s
 PASSING = (
@@ -45,11 +45,13 @@ class ServedOptions(Options):
     """`model` is the name that the replies are stored under, `app` the application on the Ray that
     the run is connected to. `concurrency` requests at most are in flight in each process; each is
     repeated, after pauses that double from `pause_s`, until `give_up_s` passed without any reply.
+    The server's chats reach the same model at `base_url`.
     """
 
     model: str = Field(min_length=1)
     app: str = "summarizer"
     deployment: str = "Summarizer:llm"
+    base_url: str = SUMMARIZER_URL
     concurrency: int = Field(default=64, ge=1)
     timeout_s: float = Field(default=600, gt=0)
     give_up_s: float = Field(default=600, ge=0)

@@ -78,11 +78,12 @@ class Api:
 
 
 class AppArgs(BaseModel):
-    """Arguments on Serve's command line. Without `config` the built-in configuration is used."""
+    """Arguments on Serve's command line, or in its YAML: there `config` may also be what a file
+    would hold. Without it the built-in configuration is used."""
 
     model_config = ConfigDict(extra="forbid")
 
-    config: str | None = None
+    config: str | dict[str, Any] | None = None
     store: str | None = None
 
 

@@ -26,7 +26,7 @@ LONGEST_QUERY = 8_000  # characters, as in a search
 MOST_MEMORIES = 100  # of which as many are told of as there is room for
 NO_MODEL = (
     "this server has no language model to chat with: set memory.llm to {use: openai, options: "
-    "{model: ..., base_url: ...}} in its configuration"
+    "{model: ..., base_url: ...}}, or {use: serve, options: {model: ...}}, in its configuration"
 )
 reads, writes = (Depends(needs(scope)) for scope in ("read", "write"))
 router = APIRouter(prefix="/v1", tags=["chat"])
@@ -121,7 +121,7 @@ async def chat_completions(
     given = (asked.metadata or {}).get("session_id")
     session = session_of(request.headers, given, f"chat-{datetime.now(UTC):%Y-%m-%d}")
     body = {**asked.passed_on(), "model": asked.model or model.options.model}
-    turn = chat.turns.begin(owner, session, body["messages"])
+    turn = await chat.turns.begin(owner, session, body["messages"])
     body["messages"] = await _with_memories(chat.server, turn, body["messages"])
 
     async def keep(reply: str) -> bool:

@@ -2,9 +2,11 @@
 
 Only the latest turn is stored: what a client sends before it was stored when it was said, or never
 said here. A turn is known by the conversation up to what the user said, so a client may send all of
-it each time, or ask once more.
+it each time, or ask once more. Its messages carry that as metadata, so that it is known after a
+restart of the server too.
 """
 
+import json
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from typing import Any
 from lightmem_core.errors import LightMemError
 from lightmem_core.formats.fields import BadField, content
 from lightmem_core.long_term.tables import now_ms
+from lightmem_core.metadata import parsed
 from lightmem_core.online.service import Incoming
 from lightmem_core.online.sessions import posted
 from lightmem_core.types import Entry, stable_id
@@ -23,6 +26,8 @@ from lightmem_serve.errors import refused, told
 
 SPOKEN = ("user", "assistant")
 MOST_TIMES = 20_000
+MOST_PARTS = 1_000
+TURN, REPLY = "turn", "reply"
 log = logging.getLogger(__name__)
 
 
@@ -39,7 +44,12 @@ class Turn:
 
     @property
     def message(self) -> Incoming:
-        return Incoming("user", self.said, said_at=self.at, name=self.name)
+        noted = json.dumps({TURN: self.key})
+        return Incoming("user", self.said, said_at=self.at, name=self.name, metadata=noted)
+
+    def replied(self, reply: str, at: int) -> Incoming:
+        noted = json.dumps({TURN: self.key, REPLY: stable_id(self.key, reply)})
+        return Incoming("assistant", reply, said_at=at, metadata=noted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,16 @@ class Unsaid:
         return entry.text not in self.texts
 
 
+@dataclass(frozen=True, slots=True)
+class OfTurn:
+    """A filter: what was said in a turn."""
+
+    key: str
+
+    def matches(self, entry: Entry) -> bool:
+        return self.key in entry.metadata and parsed(entry.metadata).get(TURN) == self.key
+
+
 @dataclass(slots=True)
 class Turns:
     """The turns of a server's chats, and when the latest of them were said: said again, it is the
@@ -60,7 +80,7 @@ class Turns:
     server: Server
     times: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
-    def begin(self, owner: str, session: str, messages: Sequence[Message]) -> Turn:
+    async def begin(self, owner: str, session: str, messages: Sequence[Message]) -> Turn:
         """The turn that a conversation has come to. Raise HTTPException if it cannot be stored."""
         last = max((at for at, m in enumerate(messages) if m["role"] == "user"), default=-1)
         spoken = [_words(m) for m in messages[: last + 1] if m["role"] in SPOKEN]
@@ -69,6 +89,8 @@ class Turns:
         limit = self.server.config.limits.characters
         if len(said) > limit:
             raise refused(422, f"a message has at most {limit:,} characters")
+        if said and key not in self.times:
+            await self._recall(owner, key)
         turn = Turn(owner, session, said, name, key, self._time(key, 0))
         with told():
             posted(owner, session, [turn.message] if said else [])
@@ -82,7 +104,7 @@ class Turns:
         messages = [turn.message]
         if reply.strip():
             at = self._time(stable_id(turn.key, reply), turn.at + 1)
-            messages.append(Incoming("assistant", reply, said_at=at))
+            messages.append(turn.replied(reply, at))
         try:
             accepted = await self.server.writer.add(turn.owner, turn.session, messages)
         except (LightMemError, ValueError, TimeoutError) as error:
@@ -91,6 +113,14 @@ class Turns:
         for outcome in accepted:
             self.server.metrics.messages.labels(outcome.state).inc()
         return True
+
+    async def _recall(self, owner: str, key: str) -> None:
+        """When the parts of a turn were said, if the store has them."""
+        with told():
+            found = await self.server.reader.list(owner, MOST_PARTS, "", OfTurn(key))
+        for entry in found:
+            part = parsed(entry.metadata).get(REPLY, key)
+            self.times[part] = min(entry.said_at, self.times.get(part, entry.said_at))
 
     def _time(self, key: str, earliest: int) -> int:
         """When something was said: now, unless it is known since when."""

@@ -1,4 +1,4 @@
-"""The language model behind the chat: a server of OpenAI's chat completions."""
+"""The language model behind the chat: a server of OpenAI's chat completions, or the summarizer."""
 
 import json
 import logging
@@ -13,11 +13,13 @@ from lightmem_core.errors import ConfigError
 from lightmem_core.formats.fields import clean
 from lightmem_core.llm.line import key_of, trusted
 from lightmem_core.llm.openai_options import OpenAIOptions
+from lightmem_core.llm.options import SUMMARIZER_URL
 from lightmem_serve.errors import refused
 from lightmem_serve.openai_errors import error_body
 
 CONNECT_S = 10.0
 OURS = (401, 403)  # what it says to the server's key, not to the client's
+NO_KEY_ENV = "LIGHTMEM_SUMMARIZER_KEY"
 NAMED = ("type", "param", "code")
 log = logging.getLogger(__name__)
 
@@ -42,10 +44,11 @@ class Upstream:
     @classmethod
     def of(cls, llm: LLMConfig | None) -> "Upstream | None":
         """None if no model is configured that can be asked over HTTP."""
-        if llm is None or llm.use != "openai":
+        if llm is None or llm.use not in ("openai", "serve"):
             return None
+        given = llm.options if llm.use == "openai" else _of_summarizer(llm.options)
         try:
-            return cls(OpenAIOptions.of(llm.options))
+            return cls(OpenAIOptions.of(given))
         except ValueError as error:
             raise ConfigError(f"memory.llm.options: {error}") from error
 
@@ -97,6 +100,12 @@ class Upstream:
 
     def _hushed(self, text: str) -> str:
         return text.replace(self.key, "***") if self.key else text
+
+
+def _of_summarizer(given: dict[str, Any]) -> dict[str, Any]:
+    """The summarizer's route for OpenAI's clients, which takes no key: none is sent."""
+    same = {name: given[name] for name in ("model", "base_url", "timeout_s") if name in given}
+    return {"base_url": SUMMARIZER_URL, "api_key_env": NO_KEY_ENV, **same}
 
 
 def _error(content: bytes) -> dict[str, Any]:

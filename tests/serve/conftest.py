@@ -123,14 +123,15 @@ def run_server(config: Config, host: str = "127.0.0.1") -> Iterator[Running]:
 
 def fake_config(folder: Path, llm: str = "", generator: str = "verbatim", **serve: Any) -> Config:
     """Fakes in place of every model; what waits is extracted when a test says so. `llm` is the URL
-    of a model to chat with."""
+    of a model to chat with, `llm_use` how it is reached."""
+    use = serve.pop("llm_use", "openai")
     config = load_config(FAKES, uri=str(folder / "store"))
     tree = config.model_dump()
     tree["memory"]["generator"] = {"use": generator}
     tree["serve"] |= {"flush_after_s": 600} | serve
     tree["memory"]["store"]["storage_options"] = {"aws_secret_access_key": "hidden-of-the-store"}
     if llm:
-        tree["memory"]["llm"] = {"use": "openai", "options": {"model": "echo", "base_url": llm}}
+        tree["memory"]["llm"] = {"use": use, "options": {"model": "echo", "base_url": llm}}
     return Config.model_validate(tree)
 
 
@@ -138,10 +139,14 @@ def fake_config(folder: Path, llm: str = "", generator: str = "verbatim", **serv
 def start(
     tmp_path_factory: pytest.TempPathFactory, _shared_llm_endpoint: Any
 ) -> Callable[..., Any]:
-    """Start a server of a new store; `serve` are settings of its section."""
+    """Start a server, of a new store unless its `folder` is named; `other` are settings of its
+    section."""
 
-    def started(llm: str = _shared_llm_endpoint.url, **other: Any) -> Any:
-        return run_server(fake_config(tmp_path_factory.mktemp("served"), llm, **other))
+    def started(
+        llm: str = _shared_llm_endpoint.url, folder: Path | None = None, **other: Any
+    ) -> Any:
+        place = folder or tmp_path_factory.mktemp("served")
+        return run_server(fake_config(place, llm, **other))
 
     return started
 

@@ -1,14 +1,20 @@
 """A chat through OpenAI's client: memories go in, turns come back, each once and nothing else."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+import yaml
 
+from lightmem_core import load_config
+from lightmem_serve.app import AppArgs
 from lightmem_serve.block import ABOUT, BEGIN, END, block_of, with_block, without_blocks
+from lightmem_serve.upstream import Upstream
 
 PORTO = "I moved to Porto in May"
+ROOT = Path(__file__).parents[2]
 ASK = "Where did I move to in May, Porto?"
 LEAK = f"{BEGIN}\n{ABOUT}\nthe vault opens with 4711\n{END}"
 
@@ -258,6 +264,53 @@ def test_who_asks_for_no_model_gets_the_configured_one(server, llm_endpoint):
     reply = server.call("POST", "/v1/chat/completions", body)
     assert reply.body["choices"][0]["message"]["content"] == "OK"
     assert reply.headers["x-memory-stored"] == "true"
+
+
+def test_the_summarizer_on_serve_is_chatted_with_and_given_no_key(start, llm_endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    llm_endpoint.plan(says="OK")
+    with start(llm_use="serve") as server:
+        server.say("ada", PORTO)
+        assert ask(client_of(server), "ada", ASK) == "OK"
+    assert PORTO in block_in(llm_endpoint.heard()[-1])
+    assert "sk-secret" not in str(llm_endpoint.calls())
+
+
+def test_the_shipped_yaml_has_chats_reach_its_own_summarizer():
+    tree = yaml.safe_load((ROOT / "serve" / "llm.yaml").read_text(encoding="utf-8"))
+    retrieval, summarizer = tree["applications"]
+    config = load_config(retrieval["args"]["config"], uri=retrieval["args"]["store"])
+    upstream = Upstream.of(config.memory.llm)
+    assert upstream is not None
+    place = f"http://127.0.0.1:{tree['http_options']['port']}{summarizer['route_prefix']}/v1"
+    assert upstream.options.base_url == place
+    assert upstream.options.model == summarizer["args"]["model_loading_config"]["model_id"]
+    AppArgs(**retrieval["args"])
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_a_turn_that_is_asked_again_after_a_restart_is_stored_once(
+    start, tmp_path, llm_endpoint, flush
+):
+    llm_endpoint.plan(says="You said: {said}")
+    conversation = [said("hi"), said("You said: hi", "assistant"), said(PORTO)]
+    with start(folder=tmp_path) as server:
+        for words in (["hi"], conversation):
+            ask(client_of(server), "ada", *words, metadata={"session_id": "s1"})
+        if flush:
+            server.done("POST", "/users/ada/flush")
+        before = server.done("GET", "/memories?user_id=ada")["results"]
+    time.sleep(1.1)
+    with start(folder=tmp_path) as server:
+        ask(client_of(server), "ada", *conversation, metadata={"session_id": "s1"})
+        server.done("POST", "/users/ada/flush")
+        after = server.done("GET", "/memories?user_id=ada")["results"]
+        ask(client_of(server), "ada", PORTO, metadata={"session_id": "s1"})  # another conversation
+        assert len(stored(server, "ada")) == 6
+    assert [(m["memory"], m["said_at"]) for m in after] == [
+        (m["memory"], m["said_at"]) for m in before
+    ]
+    assert len(after) == 4
 
 
 def test_a_server_without_a_model_says_so(start):

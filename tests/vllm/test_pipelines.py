@@ -74,7 +74,13 @@ def served(cluster: None, tiny_model: str, engine: dict[str, Any], store: str) -
     """What the shipped YAML brings up, with the tiny model: retrieval and summarizer. Its URL."""
     tree = yaml.safe_load(DEPLOYED.read_text(encoding="utf-8"))
     retrieval, summarizer = tree["applications"]
-    retrieval["args"] = {"config": str(FAKES), "store": store}
+    config = retrieval["args"]["config"]
+    port = tree["http_options"]["port"] = free_port()
+    route = {"model": "tiny", "base_url": f"http://127.0.0.1:{port}/llm/v1"}
+    config["memory"]["llm"]["options"] |= route
+    fakes = yaml.safe_load(FAKES.read_text(encoding="utf-8"))
+    config["memory"] = fakes["memory"] | config["memory"]
+    retrieval["args"] = {"config": {**fakes, **config}, "store": store}
     args = summarizer["args"]
     del args["accelerator_type"]
     args["placement_group_config"] = {"bundles": [{"CPU": 0.5}]}
@@ -83,7 +89,6 @@ def served(cluster: None, tiny_model: str, engine: dict[str, Any], store: str) -
     args["deployment_config"]["autoscaling_config"]["max_replicas"] = 1
     args["deployment_config"] |= {"ray_actor_options": {"num_cpus": 0}, "health_check_period_s": 2}
     args["ingress"] = {"ray_actor_options": {"num_cpus": 0.1}}
-    port = tree["http_options"]["port"] = free_port()
     serve.start(http_options=tree["http_options"])
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(tree))
     running = {"lightmem": "RUNNING", "summarizer": "RUNNING"}
@@ -228,6 +233,9 @@ def test_one_yaml_serves_searches_and_clients_of_openai(served, store):
     )
     with urllib.request.urlopen(request, timeout=30) as found:
         assert json.load(found)["results"]
+    chat = OpenAI(base_url=f"{served}/v1", api_key=key)
+    asked: Any = [{"role": "user", "content": "Where is Porto?"}]
+    assert chat.chat.completions.create(model="tiny", messages=asked, max_tokens=8).choices
 
 
 def test_a_handle_says_what_does_not_fit(served):
