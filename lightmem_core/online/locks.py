@@ -36,6 +36,11 @@ class Gate:
                 self._inside -= 1
                 self._changed.notify_all()
 
+    @property
+    def closed(self) -> bool:
+        """Whether one is inside alone, or waits to be."""
+        return self._alone
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         with self._changed:

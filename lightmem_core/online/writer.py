@@ -89,8 +89,14 @@ class OnlineWriter:
         self.shared.hold.release()
 
     def check(self) -> None:
-        """Raise StoreError if this process can write no more."""
-        self.shared.hold.confirm()
+        """Raise StoreError if this process can write no more. An erase lets go of the hold and
+        takes it again: meanwhile messages wait, and are taken."""
+        erasing = self.shared.gate.closed
+        try:
+            self.shared.hold.confirm()
+        except StoreError:
+            if not (erasing or self.shared.gate.closed):
+                raise
         self.shared.store.confirm()
 
     def add(self, user_id: str, session_id: str, messages: Sequence[Incoming]) -> list[Accepted]:

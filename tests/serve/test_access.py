@@ -7,6 +7,7 @@ import pytest
 
 from lightmem_core.online.keys import REFRESH_S
 from lightmem_core.online.tenants import stored_user
+from lightmem_serve.tools import TOOLS
 
 SECRET = "the vault opens with 4711"
 BODIES = {
@@ -14,7 +15,16 @@ BODIES = {
     ("POST", "/search"): {"query": "vault", "user_id": "victim"},
     ("POST", "/context"): {"query": "vault", "user_id": "victim", "tokens": 100},
     ("PUT", "/memories/{memory_id}"): {"text": "taken over"},
+    ("POST", "/v1/chat/completions"): {
+        "model": "m", "user": "victim", "messages": [{"role": "user", "content": "the vault?"}],
+    },
+}  # fmt: skip
+MCP_HEADERS = {
+    "accept": "application/json, text/event-stream",
+    "MCP-Protocol-Version": "2025-11-25",
+    "X-User-Id": "victim",
 }
+PAGES = ("user", "memory", "search", "changes")
 
 ERASING = [("DELETE", "/memories"), ("POST", "/reset")]  # of the attacker's own keys, too
 ADMIN_ONLY = [
@@ -63,6 +73,35 @@ def attack(running, method: str, path: str, key: str):
     return running.call(method, filled, body, key=key, headers=headers)
 
 
+def use_tool(running, key: str, tool: str, **given):
+    """What one call of a tool answers, with the victim named in the header."""
+    asked = {"name": tool, "arguments": given}
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": asked}
+    return running.call("POST", "/mcp", call, key=key, headers=MCP_HEADERS)
+
+
+def tools(running, key: str):
+    """Every tool for agents, asked for what the victim has."""
+    given = {
+        "add_memory": {"text": "injected"},
+        "search_memories": {"query": "vault"},
+        "retrieve_memory": {"query": "vault"},
+        "get_memory": {"memory_id": running.memory},
+        "delete_memory": {"memory_id": running.memory},
+    }
+    return {tool.name: use_tool(running, key, tool.name, **given.get(tool.name, {}))
+            for tool in TOOLS}  # fmt: skip
+
+
+def pages(running, key: str):
+    """Every page for people, asked for what the victim has, with the key in its cookie."""
+    cookie = {"Cookie": f"lightmem_key={key}", "X-User-Id": "victim"}
+    for user in ("victim", "@acme/victim"):
+        named = urllib.parse.urlencode({"user": user, "id": running.memory, "q": "vault"})
+        for page in PAGES:
+            yield running.call("GET", f"/explore/{page}?{named}", key="", headers=cookie)
+
+
 def state(running) -> list:
     """All that the victim has, as its owner sees it."""
     found = running.done("GET", "/memories?user_id=victim", key=running.owner)["results"]
@@ -82,6 +121,11 @@ def test_without_a_valid_key_every_route_answers_401(guarded):
             reply = attack(guarded, method, path, key)
             assert reply.status == 401, (method, path, key)
             assert SECRET not in str(reply.body)
+    for key in ("", "lm_x_y", revoked, revoked[:-1]):
+        assert {reply.status for reply in tools(guarded, key).values()} == {401}
+        for page in pages(guarded, key):
+            assert "4711" not in page.body
+            assert "Sign in" in page.body
     assert state(guarded) == before
 
 
@@ -103,6 +147,11 @@ def test_no_foreign_key_sees_or_changes_anything(guarded, asked):
             missing = path.format(memory_id="0" * 32, job_id="job_0")
             same = guarded.call(method, missing, BODIES.get((method, path)), key=key)
             assert (reply.status, reply.body) == (404, same.body), (method, path)
+    for name, reply in tools(guarded, key).items():
+        assert "4711" not in str(reply.body), name
+        assert reply.status < 500, name
+    for page in pages(guarded, key):
+        assert "4711" not in page.body
     assert state(guarded) == before
 
 
@@ -149,6 +198,17 @@ def test_users_of_other_tenants_are_not_listed(guarded):
         assert user in listed
         assert not [name for name in listed if "@" in name]
         assert ("extra" in listed) == (tenant == "acme")
+
+
+def test_the_tools_and_pages_do_show_it_to_whom_it_belongs(guarded):
+    """That the attacks above ask what would be answered."""
+    own = guarded.make_key(tenant="acme", scopes=["read", "write"])
+    replies = {name: use_tool(guarded, own, name, query="vault") for name in
+               ("search_memories", "retrieve_memory")}  # fmt: skip
+    replies["get_memory"] = use_tool(guarded, own, "get_memory", memory_id=guarded.memory)
+    for name, reply in replies.items():
+        assert SECRET in str(reply.body), name
+    assert sum(SECRET in page.body for page in pages(guarded, own)) >= 2
 
 
 def test_a_key_of_one_user_needs_no_name_and_takes_no_other(guarded):

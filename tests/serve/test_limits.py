@@ -184,6 +184,9 @@ def test_a_server_that_could_take_no_message_is_not_ready(start):
         hold.release()
         time.sleep(1.1)
         assert running.call("GET", "/health").status == 503
+        with running.app.state.server.writer.served.shared.gate.alone():  # as an erase does
+            time.sleep(1.1)
+            assert running.call("GET", "/health").status == 200
         hold.take()
 
 
