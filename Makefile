@@ -9,7 +9,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM_LOCK := tests/vllm/lock.txt
 
-.PHONY: install demo test test-core test-vllm chaos lint bench-pipeline bench-models bench-llm bench-ranking bench-retention bench-segment bench-sensory bench-sleep bench-store clean
+.PHONY: install demo test test-core test-vllm chaos lint bench-pipeline bench-models bench-llm bench-ranking bench-retention bench-segment bench-sensory bench-sleep bench-store screenshots clean
 
 install: $(STAMP)
 
@@ -86,6 +86,10 @@ bench-sleep: $(STAMP)
 # About 4 GB of disk while it runs.
 bench-store: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_store.py
+
+# Needs an installed Chromium. Look at the pictures before they are committed.
+screenshots: $(STAMP)
+	SCREENSHOTS=docs/explorer $(BIN)/python -m pytest -q tests/serve/explorer/test_screenshots.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(DEMO_STORE)

@@ -485,7 +485,8 @@ def _schema(body: dict[str, Any]) -> dict[str, Any] | None:
 
 def _stage(body: dict[str, Any]) -> str:
     """A request without a schema and without a second message is nobody's but the client's own."""
-    schema = _schema(body) or (FACTS if len(body["messages"]) > 1 else {})
+    asks = all(_content(message) for message in body["messages"][:2])
+    schema = _schema(body) or (FACTS if len(body["messages"]) > 1 and asks else {})
     if not schema.get("properties"):
         return "other"
     return "extract" if "facts" in schema["properties"] else "update"

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 
 from lightmem_core.config import LLMConfig, ServeConfig
@@ -25,7 +25,7 @@ from lightmem_serve import (
 )
 from lightmem_serve.access import Access
 from lightmem_serve.backend import Server
-from lightmem_serve.errors import add_handlers
+from lightmem_serve.errors import add_handlers, refused
 from lightmem_serve.guard import PUBLIC, Guard
 from lightmem_serve.jobs import JobRunner
 from lightmem_serve.metrics import Metrics
@@ -70,6 +70,7 @@ def create_app(server: Server, access: Access, public: frozenset[str] = PUBLIC) 
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
+        dependencies=[Depends(each_once)],
     )
     app.state.server = server
     app.state.runner = JobRunner(server)
@@ -86,6 +87,13 @@ def create_app(server: Server, access: Access, public: frozenset[str] = PUBLIC) 
     explorer.install(app, access)
     app.openapi = lambda: _documented(app, public)
     return app
+
+
+def each_once(request: Request) -> None:
+    """Refuse a name that stands twice in a query: of two users only one can be meant."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(set(names)) < len(names):
+        raise refused(400, "a name stands twice in the query")
 
 
 @asynccontextmanager

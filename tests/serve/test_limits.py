@@ -59,6 +59,12 @@ def test_a_wrong_filter_is_refused_with_a_reason(strict, filters):
     assert "\n" not in reply.body["detail"]
 
 
+def test_of_two_users_in_a_query_neither_is_taken(strict):
+    for method in ("GET", "DELETE"):
+        reply = strict.call(method, "/memories?user_id=limits&user_id=other")
+        assert (reply.status, "stands twice" in reply.body["detail"]) == (400, True)
+
+
 def test_no_answer_repeats_a_secret_that_was_sent_wrongly(strict):
     body = {**SAID, "user_id": {"password": "hunter2"}}
     assert "hunter2" not in str(strict.call("POST", "/memories", body).body)

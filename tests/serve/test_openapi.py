@@ -38,11 +38,18 @@ SETTINGS = settings(
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_every_answer_is_documented_and_none_is_a_fault(server, mode):
+def test_every_answer_is_documented_and_none_is_a_fault(start, llm_endpoint, mode):
+    """On a server of its own, which it may reset, and whose model answers whatever it is asked."""
+    llm_endpoint.plan(says="OK")
+    with start(requests_per_minute=100_000) as server:
+        check_all(server, mode)
+
+
+def check_all(server, mode):
     server.say("known", "I moved to Porto in May")
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     checked = 0
-    for found in schema.exclude(path="/reset").get_all_operations():
+    for found in schema.get_all_operations():
         operation = found.ok()
         if (mode, operation.label) == (GenerationMode.NEGATIVE, "POST /jobs"):
             continue  # any text is a job: its lines are wrong, not the request

@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import shutil
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,9 +20,16 @@ from lightmem_pipelines.report import BackfillReport, Messages
 SAMPLES = Path(__file__).parents[3] / "pipelines" / "samples" / "chats.jsonl"
 USERS = ("ada", "José Núñez")
 AGAIN = {"role": "user", "content": "I live in Lisbon now."}
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+QUIET = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
 EVIL = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 EVIL_USER = "o'\"><script>document.title='taken'</script>&x"
-BACKFILL = "backfill-20251101-090000-aaaaaa"
+BACKFILL, STARTED = "backfill-20251101-090000-aaaaaa", 1_761_987_600_000
 
 
 @dataclass
@@ -124,7 +132,9 @@ def shown(start: Callable[..., Any]) -> Iterator[Any]:
         running.done("POST", "/memories", said, key=running.acme)
         running.reader = running.make_key(scopes=["read"])
         running.of_ada = running.make_key(user="ada", scopes=["admin"])
-        done = Run(BACKFILL, "backfill", "done", 1_000, 41_000, {"x": EVIL}, backfill_report())
+        done = Run(
+            BACKFILL, "backfill", "done", STARTED, STARTED + 40_000, {"x": EVIL}, backfill_report()
+        )
         MemoryStore.open(running.config.memory.store).runs.write(done)
         yield running
 
@@ -149,3 +159,38 @@ def admin(visit: Callable[..., Visitor], shown: Any) -> Visitor:
 def evil() -> tuple[str, str]:
     """A user's id and a memory that would run, if they were not escaped."""
     return EVIL_USER, EVIL
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    if not CHROMIUM:
+        pytest.skip("needs an installed Chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browse(chromium: Any, shown: Any) -> Iterator[Callable[..., Any]]:
+    """Open the pages in a new window, signed in. What the browser complains of fails the test."""
+    complaints: list[str] = []
+    windows = []
+
+    def opened(size: tuple[int, int] = (1280, 900), key: str = shown.key) -> Any:
+        shape = {"viewport": {"width": size[0], "height": size[1]}}
+        windows.append(chromium.new_context(base_url=shown.url, **shape))
+        page = windows[-1].new_page()
+        page.on("console", lambda said: complaints.append(said.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.goto("/")
+        page.get_by_label("Access key").fill(key)
+        page.get_by_role("button", name="Sign in").click()
+        return page
+
+    yield opened
+    for window in windows:
+        window.close()
+    assert complaints == []

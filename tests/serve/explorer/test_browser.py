@@ -1,57 +1,12 @@
 """The pages in a real browser: what people do on them, at the width of a desk and of a phone, and
 that nothing runs there but their own script."""
 
-import shutil
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-QUIET = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-]
 DESK, PHONE = (1280, 900), (390, 844)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM, reason="needs an installed Chromium"),
-]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def browse(chromium: Any, shown: Any) -> Iterator[Callable[..., Any]]:
-    """Open the pages in a new window, signed in. What the browser complains of fails the test."""
-    complaints: list[str] = []
-    windows = []
-
-    def opened(size: tuple[int, int] = DESK, key: str = shown.key) -> Any:
-        shape = {"viewport": {"width": size[0], "height": size[1]}}
-        windows.append(chromium.new_context(base_url=shown.url, **shape))
-        page = windows[-1].new_page()
-        page.on("console", lambda said: complaints.append(said.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.goto("/")
-        page.get_by_label("Access key").fill(key)
-        page.get_by_role("button", name="Sign in").click()
-        return page
-
-    yield opened
-    for window in windows:
-        window.close()
-    assert complaints == []
+pytestmark = pytest.mark.browser
 
 
 @pytest.mark.parametrize("size", [DESK, PHONE])
