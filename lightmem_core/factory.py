@@ -44,10 +44,18 @@ def compression(config: MemoryConfig) -> Compression:
 def segmentation(config: MemoryConfig) -> Segmentation | JointSegmentation:
     tokens = tokenizer(config)
     if not _compresses(config.segmenter):
-        return Segmentation(load("segmenter", config.segmenter, tokenizer=tokens))
+        return Segmentation(_segmenter(config, tokenizer=tokens))
     compressor = load("compressor", config.compressor, tokenizer=tokens)
-    segmenter = load("segmenter", config.segmenter, tokenizer=tokens, compressor=compressor)
-    return JointSegmentation(segmenter, tokens)
+    return JointSegmentation(_segmenter(config, tokenizer=tokens, compressor=compressor), tokens)
+
+
+def _segmenter(config: MemoryConfig, **given: Any) -> Any:
+    """One whose option `embedder` is "configured" is given that of the memory."""
+    component, options = config.segmenter, dict(config.segmenter.options)
+    if options.get("embedder") == "configured":
+        del options["embedder"]
+        given["embedder"] = embedder(config)
+    return load("segmenter", component.model_copy(update={"options": options}), **given)
 
 
 def _compresses(segmenter: Component) -> bool:

@@ -7,11 +7,21 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-BATCH_TOKENS = 4096
+WASTE = 0.08  # of a batch may be padding
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+
+
+def batch_budget(device: str, given: int | None = None) -> int:
+    """How many tokens, with their padding, a batch on a device may hold: those `given`, if any."""
+    if given is None:
+        return BATCH_TOKENS.get(device.partition(":")[0], BATCH_TOKENS["cpu"])
+    if given < 1:
+        raise ValueError(f"batch_tokens must be at least 1, got {given}")
+    return given
 
 
 def length_batches(
-    lengths: Sequence[int], budget: int = BATCH_TOKENS, waste: float = 1
+    lengths: Sequence[int], budget: int, waste: float = WASTE
 ) -> Iterator[list[int]]:
     """Yield row numbers, shortest first, so that no batch holds over `budget` padded tokens, and
     no more than the share `waste` of them is padding."""

@@ -9,11 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from lightmem_core.encoders.batching import length_batches
-from lightmem_core.encoders.loading import load_model, load_tokenizer, model_config, window_of
+from lightmem_core.encoders.batching import batch_budget, length_batches
+from lightmem_core.encoders.loading import (
+    check_dtype,
+    config_with_head,
+    load_model,
+    load_tokenizer,
+    whole_characters,
+    window_of,
+)
 
 MAX_TOKENS = 512
 WASTE = 0.2  # of a batch may be padding
+WANTED = "name a model for sequence classification with one label, such as a reranker"
 
 
 class CrossEncoder:
@@ -34,9 +42,8 @@ class CrossEncoder:
     ):
         if candidates < 1 or max_tokens < 8:
             raise ValueError("candidates must be at least 1 and max_tokens at least 8")
-        config = model_config(model)
-        if "ForSequenceClassification" not in " ".join(config.architectures or ()):
-            raise ValueError(f"{model} is no model for sequence classification")
+        check_dtype(dtype)
+        config = config_with_head(model, ["ForSequenceClassification"], WANTED)
         if config.num_labels != 1:
             raise ValueError(f"{model} has {config.num_labels} labels, a reranker has one")
         self.name, self.candidates, self.dtype, self.device = model, candidates, dtype, device
@@ -57,12 +64,13 @@ class CrossEncoder:
         if not pairs:
             return scores
         read = self._read(pairs)
-        for rows in length_batches([len(ids) for ids in read["input_ids"]], waste=WASTE):
+        lengths = [len(ids) for ids in read["input_ids"]]
+        for rows in length_batches(lengths, batch_budget(self.device), WASTE):
             scores[rows] = self._logits({key: [read[key][row] for row in rows] for key in read})
         return scores
 
     def _read(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        queries, texts = (list(side) for side in zip(*pairs, strict=True))
+        queries, texts = (whole_characters(side) for side in zip(*pairs, strict=True))
         with self._turn:
             return dict(
                 self.tokenizer(queries, texts, truncation="longest_first", max_length=self.window)

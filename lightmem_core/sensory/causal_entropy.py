@@ -11,15 +11,15 @@ import regex
 
 from lightmem_core.encoders.forward import Forward, Launched, each_once
 from lightmem_core.encoders.loading import (
+    config_with_head,
     load_tokenizer,
-    model_config,
     special_id,
     whole_characters,
     window_of,
 )
 from lightmem_core.protocols import Tokenizer
-from lightmem_core.sensory.compress import check_rate
 from lightmem_core.sensory.joining import join
+from lightmem_core.sensory.options import check_rate, check_whole
 from lightmem_core.sensory.quantile import Scored, chosen, thresholds, unsure
 from lightmem_core.sensory.surprisal import Surprisal
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 PART = 512  # texts that are read while the ones before are computed
+WANTED = "name a causal language model, such as Qwen/Qwen3-0.6B"
 WINDOW = 1024  # tokens read at once, if the model can
 # What stands between spaces; in scripts that write none, each character or run of Katakana.
 WORD = regex.compile(
@@ -36,7 +37,7 @@ WORD = regex.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class CausalReading:
     """Texts as a language model reads them. `rows` are its input, the windows of all texts in
     order; `owner` says of which text, and `fresh` from which place on a row is not context only."""
 
@@ -73,12 +74,14 @@ class CausalEntropyCompressor:
         batch_tokens: int | None = None,
     ):
         check_rate(rate)
+        check_whole("window", window, 2)
+        config = causal_config(model)
         if aggregate not in ("sum", "mean"):
             raise ValueError(f"aggregate must be sum or mean, got {aggregate!r}")
         self.counter, self.rate, self.aggregate = tokenizer, rate, aggregate
         self.tokenizer, roles = load_tokenizer(model)
         self.prefix = self._prefix(roles, prefix)
-        self.room = window_of(model_config(model), window) - len(self.prefix)
+        self.room = window_of(config, window) - len(self.prefix)
         if self.room < 2:
             raise ValueError(
                 f"window {window} leaves no room beside a prefix of {len(self.prefix)}"
@@ -105,44 +108,44 @@ class CausalEntropyCompressor:
 
     # --- reading ---------------------------------------------------------------------------------
 
-    def _read(self, texts: Sequence[str]) -> Reading:
+    def _read(self, texts: Sequence[str]) -> CausalReading:
         whole = whole_characters(texts)
         encoded = self.tokenizer.encode_batch(whole, add_special_tokens=False)
         spans = [[match.span() for match in WORD.finditer(text)] for text in whole]
         words = [text[a:b] for text, of in zip(whole, spans, strict=True) for a, b in of]
-        reading = Reading(texts, spans, [], np.array(self.counter.count(words)), [], [], [])
-        for text, encoding in enumerate(encoded):
+        counted = np.array(self.counter.count(words), np.int64)
+        reading = CausalReading(texts, spans, [], counted, [], [], [])
+        for owner, encoding in enumerate(encoded):
             reading.offsets.append(np.array(encoding.offsets, np.int64).reshape(-1, 2))
-            self._add_rows(reading, text, encoding)
+            self._add_windows(reading, owner, encoding)
         return reading
 
-    def _add_rows(self, reading: Reading, text: str | int, encoding: Encoding) -> None:
+    def _add_windows(self, reading: CausalReading, owner: int, encoding: Encoding) -> None:
         ids, done = encoding.ids, 0
         while done < len(ids):
             start = max(done - self.room // 2, 0) if done else 0
             reading.rows.append(np.array([*self.prefix, *ids[start : start + self.room]], np.int64))
-            reading.owner.append(int(text))
+            reading.owner.append(owner)
             reading.fresh.append(len(self.prefix) + done - start)
             done = start + self.room
 
-    def _launch(self, reading: Reading) -> Launched:
+    def _launch(self, reading: CausalReading) -> Launched:
         return self.forward.launch(reading.rows, self.pad)
 
     # --- choosing --------------------------------------------------------------------------------
 
-    def _finish(self, reading: Reading, launched: Launched) -> list[str]:
-        rows = launched.values()
-        words, limits = self._limits(reading, rows)
-        doubtful = set(unsure(words, limits, 2e-4 * (1 + np.abs(limits))).tolist())
-        if self.forward.dtype == "float32" and doubtful:
-            again = [row for row, text in enumerate(reading.owner) if text in doubtful]
-            alone = self.forward.launch([reading.rows[row] for row in again], self.pad, alone=True)
-            for row, values in zip(again, alone.values(), strict=True):
-                rows[row] = values
+    def _finish(self, reading: CausalReading, launched: Launched) -> list[str]:
+        def judge(rows: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
             words, limits = self._limits(reading, rows)
-        return _texts(reading, chosen(words, limits))
+            doubtful = set(unsure(words, limits, 2e-4 * (1 + np.abs(limits))).tolist())
+            again = [row for row, text in enumerate(reading.owner) if text in doubtful]
+            return chosen(words, limits), again
 
-    def _limits(self, reading: Reading, rows: Sequence[np.ndarray]) -> tuple[Scored, np.ndarray]:
+        return _texts(reading, self.forward.settled(reading.rows, self.pad, launched, judge))
+
+    def _limits(
+        self, reading: CausalReading, rows: Sequence[np.ndarray]
+    ) -> tuple[Scored, np.ndarray]:
         """All words with their surprise in nats, and the quantile of each text."""
         surprise = [[] for _ in reading.texts]
         for values, text, fresh in zip(rows, reading.owner, reading.fresh, strict=True):
@@ -162,6 +165,14 @@ class CausalEntropyCompressor:
     ) -> np.ndarray:
         values, tokens = per_word(spans, offsets, surprise)
         return values / np.maximum(tokens, 1e-9) if self.aggregate == "mean" else values
+
+
+def causal_config(model: str) -> Any:
+    """The configuration of a model. Raise ValueError if it reads what follows a token, too."""
+    config = config_with_head(model, ["ForCausalLM", "LMHead"], WANTED)
+    if not getattr(config, "is_decoder", getattr(config, "causal", True)):
+        raise ValueError(f"{model} is no decoder, it reads in both directions: {WANTED}")
+    return config
 
 
 def per_word(
@@ -195,7 +206,7 @@ def per_word(
     return shares[0], shares[1]
 
 
-def _texts(reading: Reading, kept: np.ndarray) -> list[str]:
+def _texts(reading: CausalReading, kept: np.ndarray) -> list[str]:
     texts, start = [], 0
     for text, spans in zip(reading.texts, reading.spans, strict=True):
         stay = kept[start : start + len(spans)].tolist()

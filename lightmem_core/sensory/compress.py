@@ -37,12 +37,6 @@ class Compression:
         return [replace(row, messages=tuple(islice(filled, len(row.messages)))) for row in rows]
 
 
-def check_rate(rate: float) -> None:
-    """Raise ValueError for what is no share of tokens to keep."""
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate must be above 0 and at most 1, got {rate}")
-
-
 class NoCompressor:
     def compress(self, texts: Sequence[str]) -> list[str]:
         return list(texts)

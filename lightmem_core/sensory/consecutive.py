@@ -9,7 +9,9 @@ import numpy as np
 from lightmem_core.sensory.quantile import Scored
 
 
-def repeats(words: Scored, names: Sequence[str], limits: np.ndarray, forced: Container[str]):
+def repeats(
+    words: Scored, names: Sequence[str], limits: np.ndarray, forced: Container[str]
+) -> np.ndarray:
     """Whether each word is a forced one that follows itself with nothing above the limit between,
     bool (words,)."""
     above = (words.values > limits[words.group]).tolist()

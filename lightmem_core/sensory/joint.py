@@ -101,7 +101,7 @@ class _JointReading(SessionReading):
         self.read_in: dict[int, Span] = {}  # the last buffer of each message, and
         self.retained: dict[int, np.ndarray] = {}  # its tokens there, if it was read whole
 
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def tokenised(self, texts: Sequence[str]) -> list[list[int]]:
         """Those of the compressor, which judges words by them."""
         self.reading = self.compressor.reader.read(texts)
         found: list[list[int]] = [[] for _ in texts]

@@ -9,7 +9,7 @@ import regex
 
 from lightmem_core.language import COMMON_BITS, LANGUAGES, WordModel, negates, words
 from lightmem_core.protocols import Tokenizer
-from lightmem_core.sensory.compress import check_rate
+from lightmem_core.sensory.options import check_rate
 
 # Single marks are quotes where no letter stands outside of them; within words, apostrophes.
 QUOTED = regex.compile(

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightmem_core.encoders.forward import Forward, Launched, each_once
-from lightmem_core.encoders.loading import model_config
+from lightmem_core.encoders.loading import config_with_head
 from lightmem_core.protocols import Tokenizer
-from lightmem_core.sensory.compress import check_rate
 from lightmem_core.sensory.consecutive import repeats, without_repeats
 from lightmem_core.sensory.joining import join
+from lightmem_core.sensory.options import check_rate
 from lightmem_core.sensory.quantile import Scored, chosen, thresholds, unsure
 from lightmem_core.sensory.reading import Reader, Reading, Words
 from lightmem_core.sensory.vocabulary import Rules
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LLMLINGUA2 = "microsoft/llmlingua-2-bert-base-multilingual-cased-meetingbank"
 PART = 1024  # texts that are read while the ones before are computed
+WANTED = f"name a token classifier of two labels, such as {LLMLINGUA2}"
 SEED = 42  # of the rows that forced tokens add to the embeddings, as in the package llmlingua
 
 
@@ -48,8 +49,9 @@ class TokenClassifierCompressor:
         **rules: Any,
     ):
         check_rate(rate)
-        if (labels := model_config(model).num_labels) != 2:
-            raise ValueError(f"{model} has {labels} labels: a token classifier of two is needed")
+        labels = config_with_head(model, ["ForTokenClassification"], WANTED).num_labels
+        if labels != 2:
+            raise ValueError(f"{model} has {labels} labels: {WANTED}")
         self.rate, self.rules = rate, Rules.of(rules)
         self.reader = Reader(model, tokenizer, self.rules)
         self.forward = Forward(
@@ -70,14 +72,10 @@ class TokenClassifierCompressor:
         return self.forward.launch(reading.rows, self.reader.pad)
 
     def _finish(self, reading: Reading, launched: Launched) -> list[str]:
-        rows = launched.values()
-        kept, doubtful = self._judge(reading, self.reader.inside(rows))
-        if self.forward.dtype == "float32" and len(doubtful):
-            again = [reading.rows[row] for row in doubtful]
-            alone = self.forward.launch(again, self.reader.pad, alone=True)
-            for row, values in zip(doubtful, alone.values(), strict=True):
-                rows[row] = values
-            kept, _ = self._judge(reading, self.reader.inside(rows))
+        def judge(rows: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+            return self._judge(reading, self.reader.inside(rows))
+
+        kept = self.forward.settled(reading.rows, self.reader.pad, launched, judge)
         return self._texts(reading, kept)
 
     def _judge(self, reading: Reading, values: np.ndarray) -> tuple[np.ndarray, list[int]]:
@@ -120,13 +118,15 @@ class TokenClassifierCompressor:
         return scored, certain
 
     def _ranks(self, words: Scored, certain: np.ndarray, extra: int) -> np.ndarray:
-        """Where the quantile of each window lies among its tokens, to the whole percent.
+        """Where the quantile of each window lies among its tokens.
 
-        The package computes it in float32 unless a word of the window is certain, whose value is
-        not: the two can differ by a token.
+        The package takes it to the whole percent, and some percent more. It computes it in float32
+        unless a word of the window is certain, whose value is not: the two can differ by a token.
         """
-        percent = min(int(100 * (1 - self.rate) + extra), 100)
         last = np.maximum(words.totals() - 1, 0)
+        if not self.rules.as_llmlingua:
+            return last * (1 - self.rate)
+        percent = min(int(100 * (1 - self.rate) + extra), 100)
         wide = np.bincount(words.group[certain], minlength=words.groups) > 0
         narrow = last.astype(np.float32) * (np.float32(percent) / np.float32(100))
         return np.where(wide, last * (percent / 100), narrow.astype(np.float64))

@@ -8,13 +8,16 @@ the printed rule B1 and B2 intersects two and misses most boundaries (docs/segme
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 
 from lightmem_core.encoders.joint_reading import MARGIN, JointReader
 from lightmem_core.encoders.minilm import MiniLMEmbedder
 from lightmem_core.protocols import Embedder
+from lightmem_core.sensory.options import check_embedder, check_number, check_whole
 from lightmem_core.types import Message
 
 CONTEXT = 4  # earlier messages that the attention of a message needs to be comparable
@@ -30,7 +33,8 @@ class ValleySegmenter:
     `early` layers into the model and that of its output. M(k, k-1): the share of the attention of
     message k to its earlier messages that falls on the last of them, mean over heads and the first
     `layers`. Without a `depth` valleys deeper than the mean of their session by a standard
-    deviation count, which fits any `embedder`; one that is given has no early layers.
+    deviation count, which fits any `embedder`; one that is given has no early layers. With `dtype`
+    float32 the cuts of a session do not depend on the sessions beside it.
     """
 
     def __init__(
@@ -41,53 +45,55 @@ class ValleySegmenter:
         attention: float = 0.3,
         early: int = 2,
         layers: int = 2,
+        dtype: str = "float32",
         device: str = "cpu",
         embedder: Embedder | None = None,
     ):
-        self.minilm = MiniLMEmbedder(device=device)
-        self.reader = JointReader(layers=range(layers), device=device)
+        self.minilm = MiniLMEmbedder(dtype=dtype, device=device)
+        self.reader = JointReader(layers=range(layers), dtype=dtype, device=device)
+        check_embedder(embedder)
+        check_whole("window", window, 1)
+        check_whole("layers", layers, 1, self.reader.depth)
+        check_whole("early", early, 0, self.reader.depth)
+        check_number("attention", attention, 0)
+        if depth is not None:
+            check_number("depth", depth, 0)
         self.embedder = embedder
         self.window, self.depth = window, depth
         self.attention, self.early = attention, early
 
     def cut(self, sessions: Sequence[Sequence[Message]]) -> list[list[int]]:
         texts = [[m.content for m in session] for session in sessions]
-        curves = self._curves(texts)
-        for row, curve in enumerate(curves):
-            if not self._clear(curve):
-                (curves[row],) = self._curves([texts[row]], alone=True)
-        return [self._places(curve) for curve in curves]
+        flat = [text for session in texts for text in session]
+        if not flat:
+            return [[] for _ in sessions]
+        with ThreadPoolExecutor(1, "tokenise") as thread:  # beside the embedder
+            tokens = thread.submit(self._tokens, flat)
+            vectors, ids = iter(self._vectors(flat)), iter(tokens.result())
+        readings = [
+            _Reading(
+                self,
+                session,
+                np.array(list(islice(vectors, len(session)))),
+                list(islice(ids, len(session))),
+            )
+            for session in texts
+        ]
+        shares = iter(self.reader.attention([group for r in readings for group in r.groups()]))
+        return [reading.cut(list(islice(shares, len(reading.windows)))) for reading in readings]
 
-    def _places(self, curve: np.ndarray) -> list[int]:
-        depths = valley_depth(curve)
-        return np.flatnonzero(depths > self._least(depths)).tolist()
-
-    def _least(self, depths: np.ndarray) -> float:
+    def least(self, depths: np.ndarray) -> float:
+        """How deep a valley must be."""
         if self.depth is not None:
             return self.depth
         valleys = depths[depths > 0]
         return float(valleys.mean() + valleys.std()) if len(valleys) else 0.0
 
-    def _clear(self, curve: np.ndarray) -> bool:
-        """Whether rounding, as it differs from batch to batch, could not change the places."""
-        depths = valley_depth(curve)
-        gaps = np.abs(depths[depths > 0] - self._least(depths))
-        return bool((np.abs(np.diff(curve)) > MARGIN).all() and (gaps > MARGIN).all())
-
-    def _curves(self, sessions: Sequence[Sequence[str]], alone: bool = False) -> list[np.ndarray]:
-        """A curve for each session; `alone` reads each text and window in a batch of its own."""
-        texts = [text for session in sessions for text in session]
-        if not texts:
-            return [np.zeros(0) for _ in sessions]
-        ends = np.cumsum([len(session) for session in sessions]).tolist()
-        bounds = list(zip([0, *ends], ends, strict=False))
-        batches = [[text] for text in texts] if alone else [texts]
-        vectors = np.concatenate([self._vectors(batch) for batch in batches])
-        shares = self._attention_shares(texts, bounds, alone)
-        return [
-            window_similarity(vectors[a:b], self.window) + self.attention * shares[a:b]
-            for a, b in bounds
-        ]
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Those of each text that take part in the attention."""
+        if not self.attention:
+            return [[] for _ in texts]
+        return [ids[:MESSAGE_TOKENS] for ids in self.reader.token_ids(texts)]
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         """One or more unit vectors of each text; shape (texts, vectors, dim)."""
@@ -95,26 +101,83 @@ class ValleySegmenter:
             return self.embedder.encode(texts)[:, None]
         return self.minilm.encode_layers(texts, (self.early, -1) if self.early else (-1,))
 
-    def _attention_shares(
-        self, texts: Sequence[str], bounds: Sequence[tuple[int, int]], alone: bool
-    ) -> np.ndarray:
-        """M(k, k-1) of every message, within its session; shape (messages,)."""
-        shares = np.full(len(texts), TYPICAL)
-        if not self.attention:
-            return shares
-        ids = [i[:MESSAGE_TOKENS] for i in self.reader.token_ids(texts)]
-        lengths = [self.reader.marks.length(i) for i in ids]
-        windows = [w for a, b in bounds for w in _windows(lengths, a, b)]
-        groups = [ids[start:stop] for start, stop in windows]
-        batches = [[group] for group in groups] if alone else [groups]
-        found = [matrix for batch in batches for matrix in self.reader.attention(batch)]
-        for (start, stop), matrix in zip(windows, found, strict=True):
+
+class _Reading:
+    """A session: its texts, their vectors and tokens, and the windows in which it is attended.
+
+    What rounding could turn, as it differs from batch to batch, is decided by values that are read
+    again, each text and window in a batch of its own, and of these no more than it takes.
+    """
+
+    def __init__(
+        self,
+        segmenter: ValleySegmenter,
+        texts: Sequence[str],
+        vectors: np.ndarray,
+        ids: list[list[int]],
+    ):
+        self.segmenter, self.texts, self.vectors, self.ids = segmenter, texts, vectors, ids
+        lengths = [segmenter.reader.marks.length(i) for i in ids] if segmenter.attention else []
+        self.windows = list(_windows(lengths, len(lengths)))
+        self.known: dict[str, np.ndarray] = {}
+
+    def groups(self) -> list[list[list[int]]]:
+        return [self.ids[start:stop] for start, stop in self.windows]
+
+    def cut(self, matrices: Sequence[np.ndarray]) -> list[int]:
+        """The places, of M of each window."""
+        shares = np.full(len(self.texts), TYPICAL)
+        for (start, stop), matrix in zip(self.windows, matrices, strict=True):
             shares[start + CONTEXT : stop] = matrix.diagonal(-1)[CONTEXT - 1 :]
-        return shares
+        similarity = window_similarity(self.vectors, self.segmenter.window)
+        curve = similarity + self.segmenter.attention * shares
+        if self.segmenter.reader.dtype == "float32":
+            close = np.flatnonzero(np.abs(np.diff(curve)) <= MARGIN)
+            self._read_again(curve, {*close.tolist(), *(close + 1).tolist()})
+            self._read_again(curve, self._near_the_least(curve))
+        depths = valley_depth(curve)
+        return np.flatnonzero(depths > self.segmenter.least(depths)).tolist()
+
+    def _near_the_least(self, curve: np.ndarray) -> set[int]:
+        """The bottoms and tops of the valleys that may or may not be deep enough."""
+        depths = valley_depth(curve)
+        valleys = np.flatnonzero(depths > 0)
+        near = np.abs(depths[valleys] - self.segmenter.least(depths)) <= MARGIN
+        if self.segmenter.depth is None and near.any():
+            near[:] = True  # the least depth is made of all of them
+        found = valleys[near].tolist()
+        return {place for k in found for place in (k, *climbs(curve, k))}
+
+    def _read_again(self, curve: np.ndarray, places: Iterable[int]) -> None:
+        wanted = sorted(place for place in places if place)
+        shares = self._shares(wanted)
+        for k in wanted:
+            first = max(k - self.segmenter.window, 0)
+            around = np.array(
+                [self._vector(t) for t in self.texts[first : k + self.segmenter.window]]
+            )
+            similarity = window_similarity(around, self.segmenter.window)[k - first]
+            curve[k] = similarity + self.segmenter.attention * shares.get(k, TYPICAL)
+
+    def _vector(self, text: str) -> np.ndarray:
+        if text not in self.known:
+            self.known[text] = self.segmenter._vectors([text])[0]
+        return self.known[text]
+
+    def _shares(self, places: Sequence[int]) -> dict[int, float]:
+        """M(k, k-1) of those places that have one."""
+        found: dict[int, float] = {}
+        for start, stop in self.windows:
+            inside = [k for k in places if start + CONTEXT <= k < stop]
+            if inside:
+                (matrix,) = self.segmenter.reader.attention([self.ids[start:stop]])
+                found.update((k, float(matrix[k - start, k - start - 1])) for k in inside)
+        return found
 
 
-def _windows(lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Windows of messages in [start, stop) that fit the model, overlapping by CONTEXT."""
+def _windows(lengths: Sequence[int], stop: int) -> Iterator[tuple[int, int]]:
+    """Windows of messages that fit the model, overlapping by CONTEXT."""
+    start = 0
     while stop - start > CONTEXT:
         end, size = start, 0
         while end < stop and size + lengths[end] <= WINDOW_TOKENS:
@@ -151,10 +214,16 @@ def valley_depth(curve: np.ndarray) -> np.ndarray:
     for k in range(1, last + 1):
         if curve[k] >= curve[k - 1] or (k < last and curve[k] > curve[k + 1]):
             continue
-        left = right = k
-        while left > 1 and curve[left - 1] >= curve[left]:
-            left -= 1
-        while right < last and curve[right + 1] >= curve[right]:
-            right += 1
+        left, right = climbs(curve, k)
         depth[k] = curve[left] + curve[right] - 2 * curve[k]
     return depth
+
+
+def climbs(curve: np.ndarray, k: int) -> tuple[int, int]:
+    """Where the climbs from a local minimum end, on its left and on its right."""
+    left, right, last = k, k, len(curve) - 1
+    while left > 1 and curve[left - 1] >= curve[left]:
+        left -= 1
+    while right < last and curve[right + 1] >= curve[right]:
+        right += 1
+    return left, right

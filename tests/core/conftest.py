@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lightmem_core.config import StoreConfig
+from lightmem_core.encoders.joint_reading import JointReader
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.types import Entry, Message, Source, stable_id
 
@@ -71,6 +72,19 @@ def in_order() -> Callable[[Sequence[object], Sequence[object]], bool]:
         return all(item in remaining for item in part)
 
     return check
+
+
+class UnsteadyReader(JointReader):
+    """Rounds as a device might: differently in a batch of another size."""
+
+    def attention(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[np.ndarray]:
+        draw = np.random.default_rng(len(groups))
+        return [m + 1e-6 * draw.standard_normal(m.shape) for m in super().attention(groups)]
+
+
+@pytest.fixture(scope="session")
+def unsteady() -> type[JointReader]:
+    return UnsteadyReader
 
 
 @pytest.fixture(scope="session")

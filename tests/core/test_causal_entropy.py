@@ -1,8 +1,10 @@
 """Surprise under a causal language model, aggregated per word by places alone."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -255,7 +257,32 @@ def test_it_is_chosen_by_name(model: str):
     component = Component(use="causal-entropy", options={"model": model, "aggregate": "mean"})
     memory = MemoryConfig(tokenizer=Component(use="words"), compressor=component)
     assert isinstance(factory.compression(memory).compressor, CausalEntropyCompressor)
-    for wrong in ({"rate": 2}, {"aggregate": "max"}, {"prefix": ""}, {"model": "/no/such"}):
+    for wrong in (
+        {"rate": 2},
+        {"dtype": "int8"},
+        {"batch_tokens": 0},
+        {"window": "x"},
+        {"aggregate": "max"},
+        {"prefix": ""},
+        {"model": "/no/such"},
+    ):
         component = Component(use="causal-entropy", options={"model": model, **wrong})
         with pytest.raises(ConfigError):
             factory.compression(memory.model_copy(update={"compressor": component}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("bert", "is BertForTokenClassification: name a causal language model"),
+        ("reranker", "is BertForSequenceClassification: name a causal language model"),
+        ("bert-lm", "is no decoder, it reads in both directions: name a causal language model"),
+    ],
+)
+def test_a_model_that_reads_ahead_is_refused(
+    tiny_model: Callable[[str], str], tmp_path: Path, kind: str, said: str
+):
+    config = json.loads(Path(tiny_model(kind), "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"is_decoder": False}))
+    with pytest.raises(ValueError, match=said):
+        compressor(str(tmp_path))

@@ -1,6 +1,8 @@
 """Laws that every compressor keeps, whatever a message holds and whatever stands beside it."""
 
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,33 +18,9 @@ from lightmem_core.sensory.token_classifier import TokenClassifierCompressor
 
 KINDS = ("none", "self-information", "bert", "xlm-r", "gpt", "llama", "bert-lm")
 EXACT = ("bert", "xlm-r", "gpt", "llama", "bert-lm")
-JSON = '{"user": {"name": "Ada", "age": 36, "tags": ["a", "b"]}, "ok": true, "note": null}'
-CODE = "def add(a, b):\n    return a + b  # both\n\nfor i in range(10):\n\tprint(add(i, 2 ** i))\n"
-URL = "https://example.org/a/b?c=1&d=%20x#top"
-CHINESE = "我昨天搬到了里斯本。你住在哪里？我想下个月去看你。"
-ARABIC = "أين تسكن الآن؟ أعمل في لشبونة منذ عام 2020."
-TALK = "I went to the river yesterday with 3 friends; we didn't swim. Where does Caroline live? "
-HARD = {
-    "json": JSON,
-    "code": CODE,
-    "url": URL,
-    "chinese": CHINESE,
-    "arabic": ARABIC,
-    "emoji": "😀👍🏽👩‍👩‍👧🇵🇹",
-    "thai": "ฉันย้ายไปลิสบอนเมื่อวานนี้",
-    "combining": "e\u0301\u0302" * 20,
-    "controls": "a\x00b\x07c\u200d",
-    "tags": "<s>hello</s> [CLS] what [SEP] <mask> <|end|>",
-    "marks": "▁▁ ##ing Ġthe ▁",
-}
-LONG = {
-    "talk": TALK * 1100,
-    "one-word": "x" * 100_000,
-    "spaces": " " * 100_000,
-    "chinese": CHINESE * 4000,
-    "emoji": "😀" * 100_000,
-    "json": f"[{', '.join([JSON] * 1200)}]",
-}
+hard = runpy.run_path(str(Path(__file__).with_name("hard_messages.py")))
+HARD, LONG, TALK, MESSAGES = (hard[name] for name in ("HARD", "LONG", "TALK", "MESSAGES"))
+is_part = hard["is_part"]
 
 
 @pytest.fixture(scope="module")
@@ -64,22 +42,6 @@ def made(tiny_model: Callable[[str], str]) -> Callable[..., Compressor]:
         return CausalEntropyCompressor(WordTokenizer(), tiny_model(kind), rate)
 
     return make
-
-
-def is_part(kept: str, text: str) -> bool:
-    """Whether `kept` is `text` with some characters left out, white space aside."""
-    remaining = iter(text)
-    return all(character in remaining for character in kept if not character.isspace())
-
-
-MESSAGES = st.lists(
-    st.one_of(
-        st.text(max_size=60),
-        st.sampled_from([*HARD.values(), *TALK.split(), ""]),
-        st.lists(st.sampled_from(TALK.split()), max_size=40).map(" ".join),
-    ),
-    max_size=12,
-)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,7 +81,7 @@ def test_hard_messages_keep_something_and_gain_nothing(
     assert is_part(kept, text)
 
 
-@pytest.mark.parametrize("kind", ["self-information", "bert", "xlm-r", "gpt"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG)
 def test_a_hundred_thousand_characters_are_read_to_their_end(
     made: Callable[..., Compressor], kind: str, text: str
@@ -128,7 +90,7 @@ def test_a_hundred_thousand_characters_are_read_to_their_end(
     (kept,) = made(kind, 0.9).compress([ending])
     assert is_part(kept, ending)
     assert {"and", "then", "Caroline", "moved"} & set(kept.split())
-    if text == LONG["talk"]:
+    if text == LONG["talk"] and kind != "none":
         assert 0.8 < len(kept) / len(ending) < 0.95
         # What is kept comes from every part of the text.
         assert is_part(kept[-2000:], ending[-8000:])

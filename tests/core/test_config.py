@@ -122,6 +122,24 @@ def test_every_shipped_configuration_loads_and_its_parts_exist(
     factory.check(memory)
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_what_computes_on_a_gpu_runs_on_actors_that_have_one(path: Path):
+    config = load_config(path)
+    first = config.pipelines.pools[0]
+    parts = (config.memory.compressor, config.memory.segmenter)
+    on_gpu = {part.options.get("device", "cpu") for part in parts if part.use != "none"}
+    assert len(on_gpu) == 1  # one actor builds both
+    assert (on_gpu == {"cuda"}) == (first.gpus > 0)
+    assert first.steps[:2] == ("compress", "segment")
+
+
+def test_there_is_a_configuration_for_each_kind_of_machine():
+    pools = {p.stem: load_config(p).pipelines.pools[0] for p in CONFIGS}
+    assert (pools["one-gpu"].gpus, pools["one-gpu"].actors) == (1, (1, 1))
+    assert 0 < pools["many-gpus"].gpus < 1 < pools["many-gpus"].actors[1]
+    assert pools["cpu-only"].gpus == 0
+
+
 # --- parts -------------------------------------------------------------------------------------
 
 

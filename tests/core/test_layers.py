@@ -45,6 +45,19 @@ def test_importing_the_core_loads_nothing_heavy(module: str):
     assert found.stdout.split() == []
 
 
+def test_sensory_memory_needs_neither_configuration_nor_store():
+    """Of a box with torch and transformers nothing more is asked."""
+    code = (
+        "import sys\n"
+        "for name in ('pydantic', 'yaml', 'ray', 'lancedb', 'wordfreq'): sys.modules[name] = None\n"
+        "import lightmem_core\n"
+        "from lightmem_core.sensory import (\n"
+        "    attention, causal_entropy, compress, joint, segment, token_classifier, valley)\n"
+        "from lightmem_core.formats import parse_file\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 @pytest.mark.parametrize("package", sorted(PACKAGES))
 def test_a_package_imports_only_what_lies_below_it(package: str):
     files = sorted(PACKAGES[package].rglob("*.py"))

@@ -112,6 +112,18 @@ def test_layers_after_the_last_chosen_one_are_not_run():
         np.testing.assert_array_equal(matrix, other)
 
 
+def test_little_of_what_is_read_jointly_is_padding():
+    draw = np.random.default_rng(0)
+    many = [[draw.integers(5, 60, n).tolist()] * 3 for n in draw.integers(1, 120, 200)]
+    model, sizes = prepare(bert()), []
+    model.register_forward_pre_hook(
+        lambda _, _args, given: sizes.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    attention(model, MARKS, many, (0,))
+    read = sum(len(MARKS.joined(group)[0]) for group in many)
+    assert read <= sum(sizes) <= 1.1 * read
+
+
 @pytest.mark.parametrize("make", [bert, xlm_roberta])
 def test_a_prepared_model_answers_as_before(make: Callable):
     ids = torch.tensor([[0, 7, 8, 9, 2, 1], [0, 17, 18, 19, 20, 2]])
@@ -247,20 +259,12 @@ def test_cuts_do_not_depend_on_the_batch(
     assert cutter.cut([]) == []
 
 
-class Unsteady(JointReader):
-    """Rounds as a device might: differently in a batch of another size."""
-
-    def attention(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[np.ndarray]:
-        draw = np.random.default_rng(len(groups))
-        return [m + 1e-6 * draw.standard_normal(m.shape) for m in super().attention(groups)]
-
-
 @pytest.mark.parametrize("mode", ["paper", "tolerant", "attention"])
 def test_what_rounding_could_turn_is_decided_on_the_buffer_alone(
-    mode: Mode, folder: str, message: Callable[..., Message]
+    mode: Mode, folder: str, message: Callable[..., Message], unsteady: type[JointReader]
 ):
     cutter = segmenter(mode, model=folder, layers=(0,), capacity=400, tau=0.5)
-    cutter.reader = Unsteady(folder, layers=(0,))
+    cutter.reader = unsteady(folder, layers=(0,))
     even = tuple(message("w5", i) for i in range(40))
     others = [tuple(message("w6 w7", i) for i in range(n)) for n in (5, 9)]
     assert cutter.cut([even, *others])[0] == cutter.cut([even])[0]
@@ -291,7 +295,11 @@ def test_the_buffer_is_counted_by_the_tokenizer_of_the_configuration(
     ("options", "said"),
     [
         ({"mode": "printed"}, "mode is one of paper, tolerant, attention, similarity"),
-        ({"capacity": 0}, "capacity must be at least 1 token, got 0"),
+        ({"capacity": 0}, "capacity must be a number from 1 on, got 0"),
+        ({"capacity": 1.5}, "capacity must be a whole number, got 1.5"),
+        ({"tau": "x"}, "tau must be a number from -1 to 1, got 'x'"),
+        ({"dtype": "int8"}, "dtype must be float32 or bfloat16, got 'int8'"),
+        ({"embedder": "minilm"}, "embedder must be 'configured', .* got 'minilm'"),
         ({"layers": [6]}, "has 6 layers, layers names"),
         ({"layers": []}, "layers must name at least one layer"),
         ({"model": "/nowhere"}, "/nowhere is neither a folder with a model"),
