@@ -9,7 +9,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM_LOCK := tests/vllm/lock.txt
 
-.PHONY: install demo test test-core test-vllm chaos lint bench-pipeline bench-models bench-llm bench-ranking bench-retention bench-segment bench-sensory bench-sleep bench-store screenshots clean
+.PHONY: install demo test test-core test-vllm chaos lint bench-pipeline bench-models bench-llm bench-ranking bench-retention bench-segment bench-sensory bench-sleep bench-store screenshots bench-gpu clean
 
 install: $(STAMP)
 
@@ -70,12 +70,18 @@ bench-llm: $(STAMP)
 bench-ranking: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_ranking.py $(LOCOMO)
 
+# LOCOMO as above; EMBEDDER=folder of one more embedding model
 bench-segment: $(STAMP)
-	$(BIN)/python tests/benchmarks/bench_segment.py $(LOCOMO)
+	EMBEDDER=$(EMBEDDER) $(BIN)/python tests/benchmarks/bench_segment.py $(LOCOMO)
 
 # About five minutes, and 4 GB of memory; without LOCOMO it reads the shipped samples.
 bench-sensory: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_sensory.py $(LOCOMO)
+
+# Needs a GPU, and of packages torch, transformers and pyarrow: any Python that has them will do.
+GPU_PYTHON ?= $(PYTHON)
+bench-gpu:
+	$(GPU_PYTHON) tests/benchmarks/bench_gpu.py $(LOCOMO)
 
 bench-retention: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_retention.py $(LOCOMO)

@@ -1,12 +1,14 @@
 """Session starts found in histories whose session breaks are hidden from the segmenter.
 
-    make bench-segment LOCOMO=path/to/locomo10.json
+    make bench-segment LOCOMO=path/to/locomo10.json [EMBEDDER=FOLDER]
 
 Three kinds of history: LoCoMo as it is; sessions of two conversations in turn under one user, with
-speakers named by role; and the same without the first and last three messages of each session, so
-that no greeting gives a start away. Gold are the starts of sessions. A hit is exact; WindowDiff (0
-is best) slides a window of half a session and counts where the number of starts in it is wrong.
-The default is also chosen anew with two conversations left out, and tried on these two alone.
+speakers named by role, until the shorter one has no more; and the same without the first and last
+three messages of each session, so that no greeting gives a start away. Gold are the starts of
+sessions. A hit is exact; WindowDiff (0 is best) slides a window of half a session and counts where
+the number of starts in it is wrong. The default is also chosen anew with two conversations left
+out, and tried on these two alone. `EMBEDDER` is the folder of one more embedding model: the mean of
+its last states is tried as MiniLM's is.
 
 LoCoMo is not shipped (CC BY-NC 4.0).
 """
@@ -19,14 +21,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, groupby, product
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import torch
 from measure import environment
 
+from lightmem_core.encoders.batching import batch_budget, length_batches
+from lightmem_core.encoders.forward import padded
 from lightmem_core.encoders.hashing import HashEmbedder
 from lightmem_core.encoders.joint_reading import JointReader
+from lightmem_core.encoders.loading import load_model, load_tokenizer, special_id, token_ids
 from lightmem_core.encoders.minilm import MiniLMEmbedder
 from lightmem_core.formats import Rejected, parse_file
 from lightmem_core.history import ordered_history
@@ -37,6 +44,7 @@ from lightmem_core.sensory.valley import ValleySegmenter
 from lightmem_core.types import Message
 
 Session = Sequence[Message]
+EMBEDDER = os.environ.get("EMBEDDER", "")
 MARGIN = 3  # messages left out at both ends of a session, with its greetings
 LONG_ENOUGH = 10
 
@@ -77,7 +85,8 @@ def hidden(sessions: Sequence[Session], *of: int) -> Hidden:
 
 
 def in_turn(first: list[Session], second: list[Session]) -> list[Session]:
-    """A session of the first, one of the second, and so on; speakers are named by role."""
+    """A session of the first, one of the second, and so on, until one has no more; speakers are
+    named by role."""
     found = chain.from_iterable(zip(first, second, strict=False))
     return [tuple(replace(m, name="") for m in session) for session in found]
 
@@ -131,6 +140,32 @@ class Layers(MiniLMEmbedder):
         return np.array([self.known[text, key] for text in texts])
 
 
+class Pooled:
+    """Any encoder of Hugging Face's, by folder: the mean of its last states."""
+
+    def __init__(self, model: str):
+        self.name = Path(model).name
+        self.tokenizer, named = load_tokenizer(model)
+        self.opening, self.closing, self.pad = (
+            special_id(named, *roles) or 0 for roles in (("cls", "bos"), ("sep", "eos"), ("pad",))
+        )
+        self.model = load_model(model).base_model
+        self.dim = self.model.config.hidden_size
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        rows = [
+            [self.opening, *ids[:254], self.closing] for ids in token_ids(self.tokenizer, texts)
+        ]
+        found = np.zeros((len(texts), self.dim), np.float32)
+        for batch in length_batches([len(row) for row in rows], batch_budget("cpu")):
+            ids = torch.from_numpy(padded([rows[i] for i in batch], self.pad))
+            mask = torch.from_numpy(padded([[1] * len(rows[i]) for i in batch], 0))
+            with torch.inference_mode():
+                states = self.model(input_ids=ids, attention_mask=mask)[0]
+            found[batch] = (states * mask[..., None]).sum(1).numpy()
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
 class RememberedReader(JointReader):
     def attention(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[np.ndarray]:
         keys = [tuple(map(tuple, group)) for group in groups]
@@ -146,7 +181,9 @@ _minilm = Layers(-1)
 
 @cache
 def embedders() -> dict[str, Embedder]:
+    more = {"another model": Remembered(Pooled(EMBEDDER))} if EMBEDDER else {}
     return {
+        **more,
         "MiniLM": Remembered(_minilm),
         "its first two layers": Remembered(Layers(2)),
         "its static vectors": Remembered(Layers(0)),
