@@ -8,7 +8,7 @@ the printed rule B1 and B2 intersects two and misses most boundaries (docs/segme
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -70,8 +70,8 @@ class ValleySegmenter:
         with ThreadPoolExecutor(1, "tokenise") as thread:  # beside the embedder
             tokens = thread.submit(self._tokens, flat)
             vectors, ids = iter(self._vectors(flat)), iter(tokens.result())
-        readings = [
-            _Reading(
+        cutting = [
+            _Session(
                 self,
                 session,
                 np.array(list(islice(vectors, len(session)))),
@@ -79,8 +79,8 @@ class ValleySegmenter:
             )
             for session in texts
         ]
-        shares = iter(self.reader.attention([group for r in readings for group in r.groups()]))
-        return [reading.cut(list(islice(shares, len(reading.windows)))) for reading in readings]
+        shares = iter(self.reader.attention([group for s in cutting for group in s.groups()]))
+        return [session.cut(list(islice(shares, len(session.windows)))) for session in cutting]
 
     def least(self, depths: np.ndarray) -> float:
         """How deep a valley must be."""
@@ -102,7 +102,7 @@ class ValleySegmenter:
         return self.minilm.encode_layers(texts, (self.early, -1) if self.early else (-1,))
 
 
-class _Reading:
+class _Session:
     """A session: its texts, their vectors and tokens, and the windows in which it is attended.
 
     What rounding could turn, as it differs from batch to batch, is decided by values that are read
@@ -148,15 +148,13 @@ class _Reading:
         found = valleys[near].tolist()
         return {place for k in found for place in (k, *climbs(curve, k))}
 
-    def _read_again(self, curve: np.ndarray, places: Iterable[int]) -> None:
-        wanted = sorted(place for place in places if place)
-        shares = self._shares(wanted)
+    def _read_again(self, curve: np.ndarray, places: set[int]) -> None:
+        wanted = sorted(places - {0})  # 0 is as it is
+        shares, window = self._shares(wanted), self.segmenter.window
         for k in wanted:
-            first = max(k - self.segmenter.window, 0)
-            around = np.array(
-                [self._vector(t) for t in self.texts[first : k + self.segmenter.window]]
-            )
-            similarity = window_similarity(around, self.segmenter.window)[k - first]
+            first = max(k - window, 0)
+            around = np.array([self._vector(text) for text in self.texts[first : k + window]])
+            similarity = window_similarity(around, window)[k - first]
             curve[k] = similarity + self.segmenter.attention * shares.get(k, TYPICAL)
 
     def _vector(self, text: str) -> np.ndarray:
