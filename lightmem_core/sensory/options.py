@@ -27,7 +27,8 @@ def check_rate(rate: float) -> None:
 
 def check_embedder(embedder: object) -> None:
     """Raise ValueError for what is no embedder, such as a word that means none."""
-    if embedder is not None and not hasattr(embedder, "encode"):
+    is_one = hasattr(embedder, "encode") and not isinstance(embedder, str)  # a str has it, too
+    if embedder is not None and not is_one:
         raise ValueError(
             f"embedder must be 'configured', for that of memory.embedder, or left out, "
             f"got {embedder!r}"

@@ -91,6 +91,7 @@ def test_without_a_depth_the_spread_of_the_valleys_decides(message: Callable[...
         ({"depth": "deep"}, "depth must be a number from 0 on, got 'deep'"),
         ({"attention": -1}, "attention must be a number from 0 on, got -1"),
         ({"dtype": "int8"}, "dtype must be float32 or bfloat16, got 'int8'"),
+        ({"embedder": "hash"}, "embedder must be 'configured', .* got 'hash'"),
         ({"embedder": True}, "embedder must be 'configured', .* got True"),
     ],
 )
