@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _LOADING = Lock()
+_IMPORTING = Lock()
 _SURROGATE = regex.compile(r"[\ud800-\udfff]")
 
 
 def model_config(model: str) -> Any:
     """The configuration of a model. Raise ValueError if there is none to be had."""
-    from transformers import AutoConfig
-
     with _readable(model):
-        return AutoConfig.from_pretrained(model)
+        return _transformers().AutoConfig.from_pretrained(model)
 
 
 def config_value(model: str, name: str) -> Any:
@@ -64,9 +64,8 @@ def load_model(model: str, dtype: str = "float32", device: str = "cpu") -> Any:
 @cache
 def _load(model: str, dtype: str, device: str) -> Any:
     import torch
-    import transformers
-    from transformers.utils import logging
 
+    transformers = _transformers()
     heads = " ".join(model_config(model).architectures or ())
     kind = "AutoModel"
     if "ForTokenClassification" in heads:
@@ -75,7 +74,7 @@ def _load(model: str, dtype: str, device: str) -> Any:
         kind = "AutoModelForSequenceClassification"
     elif "ForCausalLM" in heads or "LMHead" in heads:
         kind = "AutoModelForCausalLM"
-    logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     # Whoever asks first may be in inference mode; weights made there are of no other use.
     with _readable(model), torch.inference_mode(False):
         loaded = getattr(transformers, kind).from_pretrained(model, dtype=getattr(torch, dtype))
@@ -87,10 +86,8 @@ def load_tokenizer(model: str) -> tuple[Tokenizer, Any]:
 
     What a text says is text: "[SEP]" or "<s>" in a message are no special tokens.
     """
-    from transformers import AutoTokenizer
-
     with _readable(model):
-        loaded = AutoTokenizer.from_pretrained(model)
+        loaded = _transformers().AutoTokenizer.from_pretrained(model)
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"{model} has no fast tokenizer, which is needed for its offsets")
@@ -135,6 +132,13 @@ def window_of(config: Any, limit: int) -> int:
     longest = getattr(config, "max_position_embeddings", None) or limit
     numbered_from_padding = "roberta" in config.model_type or config.model_type == "camembert"
     return min(limit, longest - (config.pad_token_id + 1 if numbered_from_padding else 0))
+
+
+def _transformers() -> Any:
+    """The library, which puts another module in its place while it is imported: a thread that
+    imports it meanwhile would get the one that holds nothing."""
+    with _IMPORTING:
+        return import_module("transformers")
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """What reads texts: tokens of any characters, little padding, one copy of a model in memory."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from threading import Barrier, Thread
 
@@ -90,6 +92,28 @@ def test_threads_that_ask_at_once_get_one_model(tiny_model: Callable[[str], str]
         thread.join()
     assert len(found) == 4
     assert len(set(map(id, found))) == 1
+
+
+AT_ONCE = """
+from threading import Thread
+from lightmem_core.encoders.loading import load_tokenizer, model_config
+from lightmem_core.encoders.minilm import packaged_model
+
+done = []
+threads = [
+    Thread(target=lambda ask=ask: done.append(ask(packaged_model())))
+    for ask in (load_tokenizer, model_config) * 2
+]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(done) == 4
+"""
+
+
+def test_threads_may_be_the_first_to_need_transformers():
+    subprocess.run([sys.executable, "-c", AT_ONCE], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("most", [2, 513])
