@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lightmem_core.encoders import minilm
+from lightmem_core.encoders import loading
 from lightmem_core.encoders.minilm import MiniLMEmbedder
 from lightmem_core.encoders.pooled_attention import Pooling
 from lightmem_core.sensory.valley import ValleySegmenter
@@ -57,7 +57,7 @@ def _load_timed(model: str, dtype: str, device: str) -> Any:
 
 
 torch.set_num_threads(1)
-_load, minilm.load_model = minilm.load_model, _load_timed
+_load, loading._load = loading._load, _load_timed
 Pooling.layer = _timed(Pooling.layer, -1)
 
 
