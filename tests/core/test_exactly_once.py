@@ -1,10 +1,12 @@
 """Each message and each entry is stored once, however the input is cut, ordered or repeated."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from random import Random
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -25,6 +27,8 @@ FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 MODEL = VectorModel("hash-16", 16)
 STAMPS = ("run_id", "stored_at")
 USERS = ["ada", "bob", "o'neil"]
+WRITERS = 4
+PATIENCE_S = 60
 
 
 class Dead(Exception):
@@ -108,6 +112,13 @@ def insert_with_crashes(shard: Shard, batch: Sequence[Extracted], crash: str) ->
     shard.insert(table, "run-1")
 
 
+def batches(rows: Sequence[Extracted], random: Random) -> Iterator[Sequence[Extracted]]:
+    while rows:
+        size = random.randint(1, 8)
+        yield rows[:size]
+        rows = rows[size:]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_any_order_cut_repeats_and_crashes_give_the_same_store(
     rows: list[Extracted],
@@ -119,9 +130,7 @@ def test_any_order_cut_repeats_and_crashes_give_the_same_store(
     given_rows = rows + random.choices(rows, k=4)
     random.shuffle(given_rows)
     shard = new_shard()
-    while given_rows:
-        size = random.randint(1, 8)
-        batch, given_rows = given_rows[:size], given_rows[size:]
+    for batch in batches(given_rows, random):
         insert_with_crashes(shard, batch, random.choice(["entries", "messages", "after", "none"]))
         if random.random() < 0.3:
             shard.compact()
@@ -136,6 +145,29 @@ def test_parallel_buffers_of_one_user_in_one_batch_are_stored_once(
     assert contents(shard) == undisturbed
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_writers_at_once_store_each_row_once_and_count_all_others_as_repeats(
+    rows: list[Extracted], store_config: StoreConfig, undisturbed: list[list[str]], seed: int
+):
+    """All begin together, each with all rows in an order and batches of its own."""
+    MemoryStore.create(store_config, MODEL)
+    together = Barrier(WRITERS)
+
+    def write(number: int) -> int:
+        random = Random(f"{seed} {number}")
+        shard = MemoryStore.open(store_config).shards[0]
+        tables = [
+            to_table(batch, Extracted) for batch in batches(random.sample(rows, len(rows)), random)
+        ]
+        together.wait(PATIENCE_S)
+        return sum(shard.insert(table, f"run-{number}") for table in tables)
+
+    with ThreadPoolExecutor(WRITERS) as writers:
+        repeats = sum(writers.map(write, range(WRITERS)))
+    assert contents(MemoryStore.open(store_config).shards[0]) == undisturbed
+    assert repeats == (WRITERS - 1) * sum(len(row.messages) for row in rows)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_a_message_that_failed_and_did_not_the_one_that_did_not_is_kept(
     message: Callable[..., Message], new_shard: Callable[[], Shard], order: int
@@ -143,9 +175,9 @@ def test_of_a_message_that_failed_and_did_not_the_one_that_did_not_is_kept(
     failed = message("It rains.", state="quarantined", reason="timeout")
     outcomes = [failed, replace(failed, state="no_facts", reason="")][::order]
     together = [Extracted("ada", (m,), ()) for m in outcomes]
-    for batches in ([together], [[row] for row in together]):
+    for parts in ([together], [[row] for row in together]):
         shard = new_shard()
-        for part in batches:
+        for part in parts:
             shard.insert(to_table(part, Extracted), "run-1")
         (stored,) = shard.messages.to_arrow().to_pylist()
         assert stored["state"] == "no_facts"
