@@ -10,17 +10,23 @@ import pyarrow as pa
 import pytest
 
 from lightmem_core import Config, factory
-from lightmem_core.config import StoreConfig
+from lightmem_core.config import Component, StoreConfig
 from lightmem_core.errors import InputError
 from lightmem_core.long_term.objects import filesystem, s3_filesystem
 from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.store import MemoryStore
+from lightmem_core.long_term.transfer import ExportRequest, export
+from lightmem_core.long_term.versions import history
 from lightmem_pipelines.backfill import BackfillRequest, backfill
 from lightmem_pipelines.erase import erase
 from lightmem_pipelines.files import RunFiles, find_files, options_for
+from lightmem_pipelines.reembed import ReembedRequest, reembed
 from lightmem_pipelines.sleep import SleepRequest, sleep
+from lightmem_pipelines.transfer import import_into
+from lightmem_pipelines.undo import undo_run
 
 DAY = 86_400
+LISBON, NUTS = "I live in Lisbon.", "I am allergic to nuts."
 
 
 def all_rows(files: RunFiles, kind: str) -> pa.Table:
@@ -52,16 +58,25 @@ def said(user: str, day: int, text: str) -> dict[str, Any]:
     }
 
 
+def with_memory(config: Config, **parts: Any) -> Config:
+    return config.model_copy(update={"memory": config.memory.model_copy(update=parts)})
+
+
+def found(config: Config, user: str) -> list[str]:
+    hits = factory.retrieval(config.memory)([Query(user, NUTS, 5)])[0]
+    return [hit.entry.text for hit in hits]
+
+
 @pytest.mark.ray
-def test_what_is_read_from_a_bucket_is_stored_consolidated_found_and_erased_there(
+def test_a_store_in_a_bucket_goes_through_all_that_can_be_done_with_one(
     config: Config, place: StoreConfig
 ):
-    memory = config.memory.model_copy(update={"store": place.model_copy(update={"shards": 2})})
-    config = config.model_copy(update={"memory": memory})
-    texts = ("I live in Lisbon.", "I am allergic to nuts.", "I am allergic to nuts.")
+    config = with_memory(config, store=place.model_copy(update={"shards": 2}))
     for user in ("ada", "ben"):
-        put(place, f"chats/{user}.jsonl", *(said(user, d, t) for d, t in enumerate(texts)), "bad")
-    source = f"{place.uri.removesuffix('deep/store')}chats/*.jsonl"
+        talk = [said(user, day, text) for day, text in enumerate((LISBON, NUTS, NUTS))]
+        put(place, f"chats/{user}.jsonl", *talk, "bad")
+    root = place.uri.removesuffix("deep/store")
+    source = f"{root}chats/*.jsonl"
     runs = [backfill(config, BackfillRequest((source,), progress=False)) for _ in range(2)]
     assert [run.report["messages"]["stored"] for run in runs] == [6, 0]
     assert runs[1].report["messages"]["duplicate"] == 6
@@ -70,14 +85,31 @@ def test_what_is_read_from_a_bucket_is_stored_consolidated_found_and_erased_ther
     assert (asleep.report["entries"], asleep.report["merged"]) == (6, 2)
     saved = all_rows(RunFiles.of(config.memory.store, asleep.id), "decisions")
     assert sorted(saved["user_id"].to_pylist()) == ["ada", "ben"]
-    hits = factory.retrieval(config.memory)([Query("ada", "I am allergic to nuts.", 5)])[0]
-    assert hits[0].entry.text == "I am allergic to nuts."
-    assert len(hits) == 2
+    assert found(config, "ada") == [NUTS, LISBON]
 
-    erase(config, "ada")
+    assert undo_run(config, asleep.id).report["restored"] == 4
+    assert found(config, "ada") == [NUTS, NUTS, LISBON]
     store = MemoryStore.open(config.memory.store)
+    _, merged, _ = store.shard_for("ada").entries_of(["ada"])
+    assert [state.active for state in history(store, merged.id).states] == [True, False, True]
+
+    moved = with_memory(config, embedder=Component(use="hash", options={"dim": 24}))
+    run = reembed(moved, ReembedRequest(drop_old=True, progress=False))
+    assert (run.report["entries"], run.report["versions"]) == (6, 8)
+    assert found(moved, "ada") == [NUTS, NUTS, LISBON]
+
+    copy = f"{root}copy"
+    system, folder = filesystem(copy, place.storage_options)
+    store = MemoryStore.open(moved.memory.store)
+    export(store, system, folder, ExportRequest(("ada",)))
+    erase(moved, "ada")
     assert store.shard_for("ada").entries_of(["ada"], tombstones=True) == []
-    assert len(store.shard_for("ben").entries_of(["ben"])) == 2
+    assert len(found(moved, "ben")) == 3
+    added = {
+        kind: count["added"] for kind, count in import_into(moved, copy).report["rows"].items()
+    }
+    assert added == {"entries": 3, "versions": 4, "messages": 3}
+    assert found(moved, "ada") == [NUTS, NUTS, LISBON]
 
 
 def test_stars_in_a_uri_name_files_as_they_do_in_a_path(place: StoreConfig):
