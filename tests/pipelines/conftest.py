@@ -6,23 +6,33 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from click.testing import CliRunner
 
 from lightmem_core import Config, load_config
+from lightmem_core.long_term.store import MemoryStore
+from lightmem_pipelines.cli import main
 from lightmem_pipelines.cluster import ray_session
 
-FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
+HERE = Path(__file__).parent
+FAKES = HERE.parents[1] / "pipelines" / "configs" / "fakes.yaml"
+OF_A_RUN = {"run_id", "stored_at", "changed_by", "changed_at", "replaced_by", "replaced_at"}
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    with ray_session(load_config(FAKES).pipelines.model_copy(update={"num_cpus": 2})):
-        yield
+    """With this folder's parts to be had by import path, here and in every process of Ray."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        patch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
+        with ray_session(load_config(FAKES).pipelines.model_copy(update={"num_cpus": 2})):
+            yield
     assert not ray.is_initialized()
 
 
@@ -42,10 +52,53 @@ def launch(cluster: None) -> Callable[..., subprocess.Popen[str]]:
     return start
 
 
+@dataclass(frozen=True)
+class Told:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Told]:
+    """Run `lightmem` to its end as a person would, but in this process. `answers` are typed in."""
+
+    def run(*words: str, answers: str = "") -> Told:
+        monkeypatch.setattr("sys.argv", ["lightmem", *words])
+        with CliRunner().isolation(answers) as (out, err, _):
+            with pytest.raises(SystemExit) as ended:
+                main()
+            code = int(ended.value.code or 0)
+            return Told(code, out.getvalue().decode(), err.getvalue().decode())
+
+    return run
+
+
 @pytest.fixture
 def config(tmp_path: Path, cluster: None) -> Config:
     """The shipped fakes, with a store of the test's own."""
     return load_config(FAKES, uri=str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def stored_rows() -> Callable[..., dict[str, dict[str, Any]]]:
+    """All rows of a store, each there once, by table and id, but for which run wrote them and when.
+    What else a test cannot compare is left out too."""
+
+    def read(config: Config, apart: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for shard in MemoryStore.open(config.memory.store).shards:
+            for name in ("entries", "messages", "versions"):
+                for row in getattr(shard, name).to_arrow().to_pylist():
+                    key = f"{name} {row.get('key') or row['id']}"
+                    assert key not in found, "a row was written twice"
+                    kept = row.keys() - OF_A_RUN - set(apart)
+                    found[key] = {column: row[column] for column in kept}
+        return found
+
+    return read
 
 
 @pytest.fixture

@@ -13,11 +13,6 @@ SAMPLES = Path(__file__).parents[2] / "pipelines" / "samples"
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 
 
-def lightmem(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from lightmem_pipelines.cli import main; main()", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_help_loads_neither_ray_nor_a_model():
     code = (
         "import sys; from lightmem_pipelines import cli\n"
@@ -40,39 +35,43 @@ def test_help_loads_neither_ray_nor_a_model():
         (["backfill", "nowhere.jsonl", "--store", "nowhere"], 1, "names no input"),
     ],
 )
-def test_an_error_is_one_line_that_says_what_to_do(words, code, says, tmp_path, monkeypatch):
+def test_an_error_is_one_line_that_says_what_to_do(
+    words, code, says, command, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    out = lightmem(*words)
+    out = command(*words)
     assert out.returncode == code
     assert says in out.stderr
     assert "Traceback" not in out.stderr
 
 
-def test_a_wrong_key_in_the_configuration_is_named(tmp_path):
+def test_a_wrong_key_in_the_configuration_is_named(command, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("memory: {embeder: {use: hash}}")
-    out = lightmem("search", "ada", "x", "--config", str(file))
+    out = command("search", "ada", "x", "--config", str(file))
     assert out.returncode == 3
     assert "mine.yaml" in out.stderr
     assert "memory.embeder" in out.stderr
 
 
 @pytest.mark.ray
-def test_the_sample_goes_through_every_command(tmp_path):
+def test_the_sample_goes_through_every_command(launch, command, tmp_path):
+    """The first of them starts a Ray of its own."""
     options = ("--config", str(FAKES), "--store", str(tmp_path / "store"), "--json")
-    built = lightmem("backfill", str(SAMPLES), *options)
-    assert built.returncode == 4, built.stderr
-    report = json.loads(built.stdout)
+    built = launch("backfill", SAMPLES, *options, node=True)
+    out, err = built.communicate(timeout=300)
+    assert built.returncode == 4, err
+    report = json.loads(out)
     messages = report["messages"]
     ended = messages["stored"] + messages["no_facts"] + messages["duplicate"]
     assert messages["read"] == ended + sum(messages["quarantined"].values())
-    assert json.loads(lightmem("sleep", *options).stdout)["merged"] >= 1
-    hits = json.loads(lightmem("search", "ada", "I moved to Porto", *options).stdout)
+    assert json.loads(command("sleep", *options).stdout)["merged"] >= 1
+    hits = json.loads(command("search", "ada", "I moved to Porto", *options).stdout)
     assert "Porto" in hits[0]["memory"]
-    shown = json.loads(lightmem("show", hits[0]["id"], *options).stdout)
+    shown = json.loads(command("show", hits[0]["id"], *options).stdout)
     assert "Porto" in shown["messages"][0]["content"]
     assert shown["messages"][0]["source"].endswith("chats.jsonl:5")
-    assert json.loads(lightmem("report", report["run"], *options).stdout) == report
-    assert len(json.loads(lightmem("report", "--all", *options).stdout)) == 2
-    old = lightmem("search", "ada", "Porto", "--until", "2025-03-01", *options)
+    assert json.loads(command("report", report["run"], *options).stdout) == report
+    assert len(json.loads(command("report", "--all", *options).stdout)) == 2
+    old = command("search", "ada", "Porto", "--until", "2025-03-01", *options)
     assert "Porto" not in " ".join(hit["memory"] for hit in json.loads(old.stdout))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,6 @@ from lightmem_pipelines.transfer import import_into
 
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 USERS = ("ada", "eve-the-erased")
-
-
-def lightmem(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from lightmem_pipelines.cli import main; main()", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.fixture
@@ -194,19 +188,21 @@ def test_the_text_of_a_run_tells_what_an_erase_and_an_import_did(config: Config,
     assert "entries           1 added         0 renewed" in imported
 
 
-def test_the_commands_export_import_and_erase(config: Config, tmp_path: Path):
+def test_the_commands_export_import_and_erase(
+    config: Config, command: Callable[..., Any], tmp_path: Path
+):
     options = ("--config", str(FAKES), "--store", config.memory.store.uri, "--json")
     out = str(tmp_path / "out")
-    exported = lightmem("export", "eve-the-erased", "--to", out, "--format", "jsonl", *options)
+    exported = command("export", "eve-the-erased", "--to", out, "--format", "jsonl", *options)
     assert json.loads(exported.stdout)["rows"] == {"messages": 1, "entries": 1, "versions": 0}
-    asked = lightmem("erase", "eve-the-erased", *options, input="n\n")
+    asked = command("erase", "eve-the-erased", *options, answers="n\n")
     assert (asked.returncode, asked.stdout) == (1, "")
-    erased = json.loads(lightmem("erase", "eve-the-erased", "--yes", *options).stdout)
+    erased = json.loads(command("erase", "eve-the-erased", "--yes", *options).stdout)
     assert (erased["status"], erased["searched"]) == ("done", "files")
     assert "eve" not in json.dumps(erased)
-    gone = lightmem("export", "eve-the-erased", "--to", str(tmp_path / "no"), *options)
+    gone = command("export", "eve-the-erased", "--to", str(tmp_path / "no"), *options)
     assert (gone.returncode, gone.stderr.count("\n")) == (1, 1)
-    back = json.loads(lightmem("import", out, *options).stdout)
+    back = json.loads(command("import", out, *options).stdout)
     assert back["rows"]["entries"] == {"added": 1, "renewed": 0, "kept": 0}
-    hits = json.loads(lightmem("search", "eve-the-erased", "tea", *options).stdout)
+    hits = json.loads(command("search", "eve-the-erased", "tea", *options).stdout)
     assert [hit["memory"] for hit in hits] == ["eve-the-erased likes tea"]
