@@ -48,7 +48,7 @@ $(VLLM_STAMP): pyproject.toml $(VLLM_LOCK)
 # Hundreds of kills at random moments; the tests make twenty.
 CHAOS_ROUNDS ?= 300
 chaos: $(STAMP)
-	CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(BIN)/python -m pytest -q -s tests/pipelines/test_chaos.py
+	CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(BIN)/python -m pytest -q tests/pipelines/test_chaos.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,8 +1,9 @@
 """Whatever is killed, at whatever moment: going on gives the store of an undisturbed run.
 
-Every round kills one thing (SIGKILL) at a random moment of its writing: a worker, a committer,
-the driver, or a whole node with its own Ray. `make chaos` runs hundreds of rounds, CHAOS_ROUNDS
-and CHAOS_SEED choose others.
+Every round kills one thing (SIGKILL) while it is at work: a task or an actor of either command, a
+committer in the middle of a commit, the driver, or a whole node with its own Ray. A round whose
+victim was missed is repeated. `make chaos` runs hundreds of rounds, CHAOS_ROUNDS and CHAOS_SEED
+choose others.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +31,33 @@ import psutil
 import pytest
 import yaml
 
-from lightmem_core.config import StoreConfig
+from lightmem_core import Config, load_config
+from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore
+from lightmem_pipelines.backfill import BackfillRequest, backfill
+from lightmem_pipelines.sleep import SleepRequest, sleep
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "20"))
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
-VICTIMS = ("driver", "committer", "worker", "driver", "node")
-USERS, SESSIONS, TURNS = 16, 3, 8
+TRIES = 10  # to catch a victim at work
+PAUSE_S = 0.05  # at most, from a moment to the kill
+# The titles that Ray gives its processes while they are at work, by what is killed.
+AT_WORK = {
+    "committer": "ray::Committer.",
+    "stages": "ray::MapWorker(",
+    "input or commit": "ray::MapBatches(",
+    "plan": "ray::plan_shard",
+    "decisions": "ray::decide_portion",
+    "vectors": "ray::embed_updates",
+}
+VICTIMS = {
+    "backfill": ("committer", "driver", "stages", "input or commit", "node"),
+    "sleep": ("committer", "driver", "plan", "decisions", "vectors", "node"),
+}
+COMMANDS = ("driver", "node")  # victims for which one is started, to be killed
+FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
+USERS, SESSIONS, TURNS = 10, 2, 8
 CITIES = "Porto Oslo Quito Hanoi".split()
-OF_THIS_RUN = {"run_id", "stored_at", "changed_by", "changed_at", "replaced_by", "replaced_at"}
 
 pytestmark = pytest.mark.ray
 
@@ -46,26 +70,40 @@ class Place:
     input: Path
     config: Path
     launch: Callable[..., subprocess.Popen[str]]
+    stored_rows: Callable[[Config], dict[str, Any]]
 
-    def start(self, command: str, node: bool = False) -> subprocess.Popen[str]:
+    def start(self, command: str, node: bool) -> subprocess.Popen[str]:
         """Start `lightmem`, on the tests' Ray or as a node of its own."""
         source = [self.input] if command == "backfill" else []
         place = ["--config", self.config, "--store", self.store, "--json"]
         return self.launch(command, *source, *place, node=node)
 
-    def finish(self, command: str) -> dict[str, Any]:
-        return finished(self.start(command))
+    @property
+    def own_config(self) -> Config:
+        return load_config(self.config, uri=str(self.store))
 
-    def moments(self) -> int:
-        """What has been written so far: table versions, and the files of a sleep phase."""
+    def run(self, command: str) -> Run:
+        """The same work from this process, which is spared the start of another."""
+        if command == "sleep":
+            return sleep(self.own_config, SleepRequest(progress=False))
+        return backfill(self.own_config, BackfillRequest((str(self.input),), progress=False))
+
+    def contents(self) -> dict[str, Any]:
+        """All rows, and what all runs report together."""
+        config = self.own_config
+        ledger = MemoryStore.open(config.memory.store).runs.latest(None)
+        reports = [run.report for run in ledger if run.status == "done"]
+        found = self.stored_rows(config)
+        for name in ("segments", "tokens_before", "merged", "superseded", "updated", "deleted"):
+            found[name] = sum(report.get(name, 0) for report in reports)
+        for name in ("stored", "no_facts"):
+            found[name] = sum(r["messages"][name] for r in reports if "messages" in r)
+        return found
+
+    def moment(self) -> int:
+        """How much has been written so far: table versions, and the files of a sleep phase."""
         files = ("*_0*.lance/_versions/*.manifest", "_runs/sleep-*/*/*")
         return sum(1 for pattern in files for _ in self.store.glob(pattern))
-
-
-def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return json.loads(out)
 
 
 def message(user: int, session: int, turn: int) -> dict[str, object]:
@@ -83,128 +121,179 @@ def message(user: int, session: int, turn: int) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., subprocess.Popen[str]]
+def empty(
+    tmp_path_factory: pytest.TempPathFactory,
+    launch: Callable[..., subprocess.Popen[str]],
+    stored_rows: Callable[[Config], dict[str, Any]],
 ) -> Place:
-    """A store that was backfilled in peace, in small commits."""
+    """An input and a configuration that makes small commits; there is no store yet."""
     folder = tmp_path_factory.mktemp("chaos")
-    rows = [
-        message(user, session, turn)
-        for session in range(SESSIONS)
-        for user in range(USERS)
-        for turn in range(TURNS)
-    ]
-    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fakes = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
-    config = yaml.safe_load(fakes.read_text())
-    config["memory"] |= {"buffer_tokens": 64, "store": {"shards": 2}}
+    places = [(u, s, t) for s in range(SESSIONS) for u in range(USERS) for t in range(TURNS)]
+    lines = (json.dumps(message(*place)) for place in places)
+    (folder / "in.jsonl").write_text("".join(line + "\n" for line in lines))
+    config = yaml.safe_load(FAKES.read_text())
+    config["memory"] |= {"buffer_tokens": 32, "store": {"shards": 2}}
+    config["memory"]["updater"] = {"use": "updaters:EveryAction"}
     config["pipelines"]["pools"][0] |= {"batch_size": 2, "cpus": 0.5}
-    config["pipelines"] |= {"commit_buffers": 3, "sleep_entries_per_task": 60}
+    config["pipelines"] |= {"commit_buffers": 3, "sleep_entries_per_task": 30}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    place = Place(folder / "built", folder / "in.jsonl", folder / "config.yaml", launch)
-    report = place.finish("backfill")
-    assert report["messages"]["stored"] == len(rows)
-    return place
+    return Place(folder / "store", folder / "in.jsonl", folder / "config.yaml", launch, stored_rows)
 
 
-def contents(store: Path) -> dict[str, Any]:
-    """All rows but for the run that wrote them and the time, and what all runs report together."""
-    opened = MemoryStore.open(StoreConfig(uri=str(store)))
-    found: dict[str, Any] = {}
-    for shard in opened.shards:
-        for name in ("entries", "messages", "versions"):
-            for row in getattr(shard, name).to_arrow().to_pylist():
-                key = f"{name} {row.get('key') or row['id']}"
-                assert key not in found, "a row was written twice"
-                found[key] = {k: v for k, v in row.items() if k not in OF_THIS_RUN}
-    reports = [run.report for run in opened.runs.latest(100) if run.status == "done"]
-    for name in ("segments", "tokens_before", "merged", "superseded"):
-        found[name] = sum(report.get(name, 0) for report in reports)
-    for name in ("stored", "no_facts"):
-        found[name] = sum(report["messages"][name] for report in reports if "messages" in report)
-    return found
+@dataclass(frozen=True)
+class Undisturbed:
+    """A command that ran in peace: what it wrote, and at which moments each victim was at work."""
+
+    place: Place
+    contents: dict[str, Any]
+    moments: dict[str, range]
 
 
-def processes(name: str) -> list[psutil.Process]:
-    """The processes of the tests' Ray with such a title."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith(name):
-                found.append(process)
-    return found
+def undisturbed(place: Place, command: str) -> Undisturbed:
+    first = place.moment()
+    seen: dict[str, list[int]] = {victim: [] for victim in AT_WORK}
+
+    def watch() -> bool:
+        moment = place.moment()
+        titles = [title_of(process) for process in processes()]
+        for victim, title in AT_WORK.items():
+            if any(t.startswith(title) for t in titles):
+                seen[victim].append(moment)
+        return False
+
+    with meanwhile(watch):
+        report = place.run(command).report
+    if command == "sleep":
+        assert all(report[done] for done in ("merged", "superseded", "updated", "deleted"))
+    else:
+        assert report["messages"]["stored"] == USERS * SESSIONS * TURNS
+    moments = dict.fromkeys(VICTIMS[command], range(first, place.moment()))
+    moments |= {victim: range(min(at), max(at) + 1) for victim, at in seen.items() if at}
+    return Undisturbed(place, place.contents(), moments)
 
 
-def kill(victim: str, process: subprocess.Popen[str], rng: random.Random) -> bool:
-    """Kill a victim, if there is one."""
-    titles = {"committer": ("ray::Committer",), "worker": ("ray::Map", "ray::decide_portion")}
-    if victim in titles:
-        found = [p for title in titles[victim] for p in processes(title)]
-        if not found:
-            return False
-        rng.choice(found).kill()
-        return True
-    tree = psutil.Process(process.pid).children(recursive=True) if victim == "node" else []
-    process.kill()
-    for child in tree:
-        with suppress(psutil.Error):
-            child.kill()
+@pytest.fixture(scope="module")
+def filled(empty: Place) -> Undisturbed:
+    return undisturbed(empty, "backfill")
+
+
+# --- to kill -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def meanwhile(look: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Look again and again until that is true or the block ends, and tell then which it was."""
+    over = threading.Event()
+
+    def watch() -> bool:
+        while not (stop := look()) and not over.wait(0.005):
+            pass
+        return stop
+
+    with ThreadPoolExecutor(1) as executor:
+        watching = executor.submit(watch)
+        try:
+            yield watching.result
+        finally:
+            over.set()
+
+
+def processes() -> list[psutil.Process]:
+    """Those of the tests' Ray, and of the commands that were started."""
+    return psutil.Process().children(recursive=True)
+
+
+def title_of(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def kill_at_work(victim: str, rng: random.Random) -> bool:
+    """Kill a process while it does what it is to be killed at, if there is one."""
+    if not (found := [p for p in processes() if title_of(p).startswith(AT_WORK[victim])]):
+        return False
+    chosen = rng.choice(found)
+    time.sleep(rng.random() * PAUSE_S)
+    return title_of(chosen).startswith(AT_WORK[victim].rstrip(".(")) and killed(chosen)
+
+
+def kill_command(victim: str, process: psutil.Process, rng: random.Random) -> bool:
+    """Kill a command, and with a node all that belongs to it."""
+    time.sleep(rng.random() * PAUSE_S)
+    tree = process.children(recursive=True) if victim == "node" else []
+    for one in (process, *tree):
+        killed(one)
     return True
 
 
+def killed(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        process.kill()
+        return True
+    return False
+
+
 def disturb(place: Place, command: str, victim: str, at: int, rng: random.Random) -> bool:
-    """Run a command, kill the victim at a moment, and go on until all is done."""
+    """Run a command, kill the victim at a moment, and go on until all is done. Return whether the
+    victim was killed."""
+    if victim not in COMMANDS:
+        with meanwhile(lambda: place.moment() >= at and kill_at_work(victim, rng)) as caught:
+            place.run(command)
+        return caught()
     process = place.start(command, node=victim == "node")
-    killed = False
-    while process.poll() is None and not killed:
-        time.sleep(0.005)
-        if place.moments() >= at:
-            time.sleep(rng.random() * 0.05)
-            killed = kill(victim, process, rng)
-    if victim in ("driver", "node") and killed:
-        process.communicate()
-        place.finish(command)
-    else:
-        finished(process)
-    return killed
+    whole = psutil.Process(process.pid)
+    with meanwhile(lambda: place.moment() >= at and kill_command(victim, whole, rng)):
+        _, errors = process.communicate(timeout=300)
+    if process.returncode == 0:
+        return False
+    assert process.returncode == -signal.SIGKILL, errors
+    place.run(command)
+    return True
 
 
-def rounds(
-    place: Callable[[int], Place], command: str, moments: range, expected: dict[str, Any]
-) -> None:
-    """Half of all rounds, of a backfill or of a sleep phase."""
+def rounds(make: Callable[[], Place], command: str, quiet: Undisturbed) -> str:
+    """Half of all rounds, of a backfill or of a sleep phase. Return what is to be told of them."""
     kills: Counter[str] = Counter()
-    for number in range((ROUNDS + 1) // 2):
+    count, missed, started = (ROUNDS + 1) // 2, 0, time.monotonic()
+    for number, victim in enumerate(islice(cycle(VICTIMS[command]), count)):
         rng = random.Random(f"{SEED} {command} {number}")
-        victim = VICTIMS[number % len(VICTIMS)]
-        here = place(number)
-        # Workers are done before the last moments, and those of a sleep phase before its commits.
-        at = rng.choice(moments if victim in ("driver", "node") else moments[: len(moments) // 4])
-        kills[victim] += disturb(here, command, victim, at, rng)
-        assert contents(here.store) == expected, (command, number, victim, at)
-        shutil.rmtree(here.store)
-    told = f"{command}: {dict(kills)} killed, every store as undisturbed\n"
-    sys.stdout.write(told)
-    assert all(kills[victim] for victim in VICTIMS[: ROUNDS // 2])
+        for _ in range(TRIES):
+            here, at = make(), rng.choice(quiet.moments[victim])
+            caught = disturb(here, command, victim, at, rng)
+            assert here.contents() == quiet.contents, (command, number, victim, at)
+            shutil.rmtree(here.store)
+            if caught:
+                break
+            missed += 1
+        else:
+            pytest.fail(f"no {victim} could be caught at work in a {command}")
+        kills[victim] += 1
+    each = (time.monotonic() - started) / (count + missed)
+    told = ", ".join(f"{n} {victim}" for victim, n in kills.items())
+    told = f"{command}: {count} kills with seed {SEED} ({told}), every store as undisturbed"
+    return f"{told}; {missed} missed and repeated, {each:.1f} s a round"
 
 
-def test_a_backfill_survives_whatever_is_killed(undisturbed: Place, tmp_path: Path):
-    def place(number: int) -> Place:
-        return replace(undisturbed, store=tmp_path / f"store-{number}")
-
-    moments = range(undisturbed.moments())
-    rounds(place, "backfill", moments, contents(undisturbed.store))
+def tell(capsys: pytest.CaptureFixture[str], line: str) -> None:
+    with capsys.disabled():
+        sys.stdout.write(f"\n{line}\n")
 
 
-def test_a_sleep_phase_survives_whatever_is_killed(undisturbed: Place, tmp_path: Path):
-    def place(number: int) -> Place:
-        store = tmp_path / f"store-{number}"
-        shutil.copytree(undisturbed.store, store)
-        return replace(undisturbed, store=store)
+def test_a_backfill_survives_whatever_is_killed(
+    filled: Undisturbed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    make = partial(replace, filled.place, store=tmp_path / "store")
+    tell(capsys, rounds(make, "backfill", filled))
 
-    quiet = place(-1)
-    before = quiet.moments()
-    report = quiet.finish("sleep")
-    assert report["merged"]
-    assert report["superseded"]
-    rounds(place, "sleep", range(before, quiet.moments()), contents(quiet.store))
+
+def test_a_sleep_phase_survives_whatever_is_killed(
+    filled: Undisturbed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def make() -> Place:
+        shutil.copytree(filled.place.store, tmp_path / "store")
+        return replace(filled.place, store=tmp_path / "store")
+
+    quiet = undisturbed(make(), "sleep")
+    shutil.rmtree(quiet.place.store)
+    tell(capsys, rounds(make, "sleep", quiet))
