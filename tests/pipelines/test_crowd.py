@@ -1,4 +1,4 @@
-"""Many commands at once on one store: eight backfills, a reader and a sleep phase."""
+"""Many at once on one store: eight backfills, a reader, and one sleep phase after the other."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from typing import Any
 import pytest
 import yaml
 
-from lightmem_core import factory, load_config
-from lightmem_core.config import MemoryConfig, StoreConfig
+from lightmem_core import Config, factory, load_config
+from lightmem_core.config import MemoryConfig
 from lightmem_core.long_term.retrieve import Query
+from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore
+from lightmem_core.long_term.tables import now_ms
+from lightmem_pipelines.backfill import BackfillRequest, backfill
+from lightmem_pipelines.sleep import SleepRequest, sleep
 
 WRITERS = range(8)
 SHARED = ["alba", "bruno"]  # whom every writer writes about
-CITIES = "Porto Oslo Quito Hanoi Turin Lyon Cork Graz".split()
+CITIES = "Porto Oslo Quito Hanoi Turin Lyon Cork Graz Gent Brno".split()  # the last is the latest
 PATIENCE_S = 600
 
 pytestmark = pytest.mark.ray
@@ -50,22 +54,15 @@ def input_of(writer: int) -> list[dict[str, object]]:
 
 
 @pytest.fixture
-def lightmem(
-    tmp_path: Path, launch: Callable[..., subprocess.Popen[str]]
-) -> Callable[..., subprocess.Popen[str]]:
-    """Start a command on the store named."""
+def config_file(tmp_path: Path) -> Path:
+    """Small batches and commits, so that there are many."""
     fakes = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
     config = yaml.safe_load(fakes.read_text())
     config["memory"] |= {"buffer_tokens": 64, "store": {"shards": 2}}
     config["pipelines"]["pools"][0] |= {"batch_size": 2, "cpus": 0.1}
     config["pipelines"] |= {"commit_buffers": 2, "committers": 1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-
-    def start(store: str, *words: object) -> subprocess.Popen[str]:
-        place = ["--config", tmp_path / "config.yaml", "--store", tmp_path / store, "--json"]
-        return launch(*words, *place)
-
-    return start
+    return tmp_path / "config.yaml"
 
 
 def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -75,14 +72,16 @@ def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def searching(store: Path, memory: MemoryConfig, users: Sequence[str]) -> Iterator[Counter[str]]:
-    """Search one user after the other meanwhile. Yields how often, and what was found wrong."""
+def searching(
+    memory: MemoryConfig, users: Sequence[str]
+) -> Iterator[tuple[list[int], Counter[str]]]:
+    """Search one user after the other meanwhile. Yields when, and what was found wrong."""
+    times: list[int] = []
     seen: Counter[str] = Counter()
     stop = threading.Event()
 
     def search() -> None:
-        place = memory.model_copy(update={"store": StoreConfig(uri=str(store))})
-        retrieve = factory.retrieval(place)
+        retrieve = factory.retrieval(memory)
         most: Counter[str] = Counter()
         while not stop.is_set():
             for user in users:
@@ -90,7 +89,7 @@ def searching(store: Path, memory: MemoryConfig, users: Sequence[str]) -> Iterat
                 ids = [hit.entry.id for hit in hits]
                 shard = retrieve.store.shard_for(user)
                 known = len(shard.entries_of([user], tombstones=True))
-                seen["searches"] += 1
+                times.append(now_ms())
                 seen["doubled"] += len(set(ids)) != len(ids)
                 seen["of another"] += any(hit.entry.user_id != user for hit in hits)
                 seen["hidden found"] += any(not hit.entry.active for hit in hits)
@@ -106,16 +105,16 @@ def searching(store: Path, memory: MemoryConfig, users: Sequence[str]) -> Iterat
     reader = threading.Thread(target=guarded)
     reader.start()
     try:
-        yield seen
+        yield times, seen
     finally:
         stop.set()
         reader.join(PATIENCE_S)
 
 
-def rows_of(store: Path) -> dict[str, tuple[str, str]]:
+def rows_of(config: Config) -> dict[str, tuple[str, str]]:
     """State and text of every message, text of every entry, by id."""
     found: dict[str, tuple[str, str]] = {}
-    for shard in MemoryStore.open(StoreConfig(uri=str(store))).shards:
+    for shard in MemoryStore.open(config.memory.store).shards:
         for row in shard.messages.to_arrow().to_pylist():
             assert row["id"] not in found
             found[row["id"]] = (row["state"], row["content"])
@@ -125,37 +124,57 @@ def rows_of(store: Path) -> dict[str, tuple[str, str]]:
     return found
 
 
-def test_eight_backfills_a_reader_and_a_sleep_phase_at_once(
-    tmp_path: Path,
-    lightmem: Callable[..., subprocess.Popen[str]],
-    write_lines: Callable[..., str],
-):
-    memory = load_config(tmp_path / "config.yaml").memory
-    files = [write_lines(f"{writer}.jsonl", input_of(writer)) for writer in WRITERS]
-    first = write_lines("first.jsonl", [row for user in SHARED for row in session(user, 99)])
-    finished(lightmem("store", "backfill", first))
-    with searching(tmp_path / "store", memory, [*SHARED, "user-3"]) as seen:
-        writers = [lightmem("store", "backfill", file) for file in files]
-        finished(lightmem("store", "sleep"))
-        reports = [finished(writer)["messages"] for writer in writers]
-    assert seen.pop("searches") > len(SHARED)
-    assert not +seen
-
-    read = sum(len(input_of(writer)) for writer in WRITERS)
-    assert sum(report["read"] for report in reports) == read
-    assert sum(report["duplicate"] for report in reports) == 8 * (len(WRITERS) - 1)
-
-    finished(lightmem("alone", "backfill", first, *files))
-    assert rows_of(tmp_path / "store") == rows_of(tmp_path / "alone")
-
-    finished(lightmem("store", "sleep"))
-    finished(lightmem("alone", "sleep"))
-    left = [active_texts(tmp_path / name) for name in ("store", "alone")]
-    assert left[0] == left[1]
+def commits_of(config: Config, runs: Sequence[str]) -> list[int]:
+    """When messages were stored by some runs."""
+    shards = MemoryStore.open(config.memory.store).shards
+    rows = [row for shard in shards for row in shard.messages.to_arrow().to_pylist()]
+    return sorted({row["stored_at"] for row in rows if row["run_id"] in runs})
 
 
-def active_texts(store: Path) -> list[tuple[str, str]]:
+def active_texts(config: Config) -> list[tuple[str, str]]:
     """What each user's searches can find."""
-    shards = MemoryStore.open(StoreConfig(uri=str(store))).shards
+    shards = MemoryStore.open(config.memory.store).shards
     rows = [row for shard in shards for row in shard.entries.to_arrow().to_pylist()]
     return sorted((r["user_id"], r["text"]) for r in rows if not r["superseded_by"])
+
+
+def slept(config: Config) -> Run:
+    return sleep(config, SleepRequest(progress=False))
+
+
+def test_eight_backfills_a_reader_and_sleep_phases_at_once(
+    tmp_path: Path,
+    config_file: Path,
+    launch: Callable[..., subprocess.Popen[str]],
+    write_lines: Callable[..., str],
+):
+    config = load_config(config_file, uri=str(tmp_path / "store"))
+    alone = load_config(config_file, uri=str(tmp_path / "alone"))
+    files = [write_lines(f"{writer}.jsonl", input_of(writer)) for writer in WRITERS]
+    first = write_lines("first.jsonl", [row for user in SHARED for row in session(user, 99)])
+    backfill(config, BackfillRequest((first,), progress=False))
+    place = ("--config", config_file, "--store", config.memory.store.uri, "--json")
+    with searching(config.memory, [*SHARED, "user-3"]) as (reads, wrong):
+        writers = [launch("backfill", file, *place) for file in files]
+        nights = [slept(config)]
+        while any(writer.poll() is None for writer in writers):
+            nights.append(slept(config))
+        reports = [finished(writer) for writer in writers]
+    assert not +wrong
+    assert sum(night.report["superseded"] for night in nights)
+
+    commits = commits_of(config, [report["run"] for report in reports])
+    written = range(commits[0], commits[-1])
+    at_night = [range(night.started_at, night.finished_at) for night in nights]
+    assert any(at in night for night in at_night for at in commits)
+    assert any(at in night and at in written for night in at_night for at in reads)
+
+    told = [report["messages"] for report in reports]
+    assert sum(counts["read"] for counts in told) == sum(map(len, map(input_of, WRITERS)))
+    assert sum(counts["duplicate"] for counts in told) == 8 * (len(WRITERS) - 1)
+
+    backfill(alone, BackfillRequest((first, *files), progress=False))
+    assert rows_of(config) == rows_of(alone)
+    slept(config)
+    slept(alone)
+    assert active_texts(config) == active_texts(alone)
