@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from typing import Any
 
@@ -79,17 +78,6 @@ def test_the_same_backfill_twice_stores_each_message_once_and_says_so(config, wr
     assert (second["messages"]["duplicate"], second["messages"]["stored"]) == (30, 0)
     assert second["entries"] == 0
     assert contents(config) == before
-
-
-def test_all_users_at_once_equal_one_user_at_a_time_in_any_order(config, write_lines, tmp_path):
-    rows = chats("ada", "ben", "chloé", "O'Brien", "李雷")
-    mixed = random.Random(1).sample(rows, len(rows))
-    run(config, write_lines("all.jsonl", mixed))
-    one_by_one = with_store(config, uri=str(tmp_path / "other"), shards=3)
-    for user in sorted({row["user_id"] for row in rows}, reverse=True):
-        own = [row for row in rows if row["user_id"] == user]
-        run(one_by_one, write_lines(f"{len(own)}{ord(user[0])}.jsonl", own))
-    assert contents(config) == contents(one_by_one)
 
 
 def test_every_step_from_reading_to_committing_says_its_rows_and_seconds(config, write_lines):
@@ -192,20 +180,6 @@ def test_grouped_input_gives_the_same_without_a_shuffle(config, write_lines, tmp
     other = with_store(config, uri=str(tmp_path / "other"))
     run(other.model_copy(update={"pipelines": pipelines}), source)
     assert contents(other) == contents(config)
-
-
-def test_steps_on_pools_of_their_own_give_the_same(config, write_lines, tmp_path):
-    source = write_lines("in.jsonl", chats("ada", "ben"))
-    run(config, source)
-    whole = config.pipelines.pools[0]
-    pools = tuple(
-        whole.model_copy(update={"steps": steps, "cpus": 0.3, "batch_size": 1})
-        for steps in (("compress", "segment"), ("buffer", "extract"), ("embed",))
-    )
-    apart = with_store(config, uri=str(tmp_path / "other"))
-    spread = config.pipelines.model_copy(update={"pools": pools})
-    run(apart.model_copy(update={"pipelines": spread}), source)
-    assert contents(apart) == contents(config)
 
 
 def test_a_source_that_does_not_exist_is_named_before_anything_starts(config):
