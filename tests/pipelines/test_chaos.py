@@ -41,17 +41,17 @@ ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "20"))
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
 TRIES = 10  # to catch a victim at work
 PAUSE_S = 0.05  # at most, from a moment to the kill
-# How the titles begin that Ray gives to processes at work.
-AT_WORK = {
-    "committer": "ray::Committer.",
-    "stages": "ray::MapWorker(",
-    "input or commit": "ray::MapBatches(",
-    "plan": "ray::plan_shard",
-    "decisions": "ray::decide_portion",
-    "vectors": "ray::embed_updates",
+AT_WORK = {  # how the titles begin that Ray gives to processes
+    "committer": ("ray::Committer.",),
+    "stages": ("ray::MapWorker(",),
+    "input": ("ray::MapBatches(Reader", "ray::HashShuffle"),
+    "commit": ("ray::MapBatches(Commit",),
+    "plan": ("ray::plan_shard",),
+    "decisions": ("ray::decide_portion",),
+    "vectors": ("ray::embed_updates",),
 }
 VICTIMS = {
-    "backfill": ("committer", "driver", "stages", "input or commit", "node"),
+    "backfill": ("committer", "driver", "stages", "input", "commit", "node"),
     "sleep": ("committer", "driver", "plan", "decisions", "vectors", "node"),
 }
 COMMANDS = ("driver", "node")  # victims for which one is started, to be killed
@@ -154,10 +154,9 @@ def undisturbed(place: Place, command: str) -> Undisturbed:
     seen: dict[str, list[int]] = {victim: [] for victim in AT_WORK}
 
     def watch() -> bool:
-        moment = place.moment()
-        titles = [title_of(process) for process in processes()]
-        for victim, title in AT_WORK.items():
-            if any(t.startswith(title) for t in titles):
+        moment, present = place.moment(), titles().values()
+        for victim, starts in AT_WORK.items():
+            if any(title.startswith(starts) for title in present):
                 seen[victim].append(moment)
         return False
 
@@ -198,9 +197,9 @@ def meanwhile(look: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
             over.set()
 
 
-def processes() -> list[psutil.Process]:
-    """Those of the tests' Ray, and of the commands that were started."""
-    return psutil.Process().children(recursive=True)
+def titles() -> dict[psutil.Process, str]:
+    """What the processes of the tests' Ray do, and the commands that were started."""
+    return {process: title_of(process) for process in psutil.Process().children(recursive=True)}
 
 
 def title_of(process: psutil.Process) -> str:
@@ -211,11 +210,12 @@ def title_of(process: psutil.Process) -> str:
 
 def kill_at_work(victim: str, rng: random.Random) -> bool:
     """Kill a process while it does what it is to be killed at, if there is one."""
-    if not (found := [p for p in processes() if title_of(p).startswith(AT_WORK[victim])]):
+    found = [item for item in titles().items() if item[1].startswith(AT_WORK[victim])]
+    if not found:
         return False
-    chosen = rng.choice(found)
+    process, title = rng.choice(found)
     time.sleep(rng.random() * PAUSE_S)
-    return title_of(chosen).startswith(AT_WORK[victim].rstrip(".(")) and killed(chosen)
+    return title_of(process).startswith(title.partition(".")[0]) and killed(process)
 
 
 def kill_command(victim: str, process: psutil.Process, rng: random.Random) -> bool:
