@@ -197,6 +197,7 @@ def test_what_is_said_online_is_stored(tmp_path: Path):
     writer = OnlineWriter(Config(memory=memory))
     writer.start()
     writer.add("ada", "s1", [Incoming("user", "I live in Porto.", 1_000)])
+    writer.flush("ada")
     writer.close()
     store = MemoryStore.open(memory.store)
     assert [e.text for e in store.shard_for("ada").entries_of(["ada"])] == ["I live in Porto."]

@@ -1,4 +1,3 @@
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -166,11 +165,7 @@ def test_nothing_to_store_is_no_error(store: MemoryStore):
     shard.insert(to_table([Extracted("ada", (), (), 3)], Extracted), "run-1")
     shard.insert(to_table([], Extracted), "run-1")
     assert shard.update(to_table([], Entry)) == 0
-    assert (
-        shard.known([]),
-        shard.entries_of([]),
-        Counter(shard.entries.to_arrow()["user_id"].to_pylist()),
-    ) == ({}, [], {})
+    assert (shard.known([]), shard.entries_of([]), shard.entries.count_rows()) == ({}, [], 0)
 
 
 def test_known_messages_name_the_run_that_stored_them(
@@ -293,7 +288,6 @@ def test_tombstones_are_hidden_and_kept(store: MemoryStore, put: Callable[..., E
     store.shards[0].update(to_table([replace(old, superseded_by=heir.id, gen=1)], Entry))
     assert texts(store.shards[0]) == ["b"]
     assert texts(store.shards[0], tombstones=True) == ["a", "b"]
-    assert Counter(store.shards[0].entries.to_arrow()["user_id"].to_pylist()) == {"ada": 1}
 
 
 # --- users -------------------------------------------------------------------------------------
