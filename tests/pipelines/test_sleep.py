@@ -36,7 +36,7 @@ TALK = (
     "I live in Lisbon.",
     "I am allergic to penicillin.",
     "I am allergic to penicillin.",
-    "I moved to Porto.",
+    "I now live in Porto.",
     "I am allergic to penicillin.",
 )
 QUIET = SleepRequest(progress=False)
@@ -124,7 +124,7 @@ def test_repeats_are_merged_with_their_sources_and_changes_supersede(filled: Con
     assert (report["users"], report["visited"], report["applied"]) == (3, 3, True)
     assert report["decided"] == {"merge": {"same words": 6}, "supersede": {"home": 3}}
     active = entries(filled, "ada")
-    assert [e.text for e in active] == ["I moved to Porto.", "I am allergic to penicillin."]
+    assert [e.text for e in active] == ["I now live in Porto.", "I am allergic to penicillin."]
     assert [s.session_id for s in active[1].absorbed] == ["day2", "day3"]
     changed = [e for e in entries(filled, "ada", tombstones=True) if e.gen]
     assert {(e.gen, e.changed_by) for e in changed} == {(1, run.id)}
@@ -221,7 +221,7 @@ def test_online_changes_win_and_are_visited_the_next_night(filled: Config):
     assert report["dropped"] == {"changed meanwhile": 2}
     assert (report["merged"], report["superseded"]) == (6, 1)
     texts = [e.text for e in entries(filled, "ada")]
-    assert texts == ["I live in Lisbon, by the sea.", "I moved to Porto.", TALK[4], TALK[4]]
+    assert texts == ["I live in Lisbon, by the sea.", "I now live in Porto.", TALK[4], TALK[4]]
     assert [e.text for e in entries(filled, "ben")] == ["I live in Lisbon.", TALK[4]]
     report = sleep(filled, QUIET).report
     assert (report["visited"], report["merged"]) == (1, 1)
