@@ -317,7 +317,7 @@ def test_the_command_shows_what_would_change_and_applies_it(filled: Config, tmp_
     (tmp_path / "c.yaml").write_text(json.dumps(shown))
     text = told("--dry-run", "--examples", "1", "--no-progress")
     assert text.count("merge · same words · user ") == 1
-    assert "  - 1 January 1970 user: I live in Lisbon.\n    1 January 1970 user: I now live in" in text
+    assert "  - 1 January 1970 user: I live in Lisbon.\n    1 January 1970 user: I now" in text
     run_id = text.partition("sleep planned: ")[2].split()[0]
     assert f"lightmem sleep --apply {run_id}" in text
     told_json = json.loads(told("--dry-run", "--json"))
