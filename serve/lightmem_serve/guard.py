@@ -30,7 +30,7 @@ LONG_WORK = re.compile(
     r"POST (/users/.+/(sleep|flush)|/reset|/v1/chat/completions|/mcp)|DELETE /memories"
 )
 JOBS = "/jobs"
-FORM_BYTES, FORM_SECONDS, FORMS_AT_ONCE = 4_096, 10.0, 32  # of forms that are sent without a key
+FORM_BYTES, FORM_SECONDS, FORMS_AT_ONCE = 16_384, 10.0, 32  # of forms that are sent without a key
 Kind = Literal["key", "public", "form"]
 
 

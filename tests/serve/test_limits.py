@@ -128,7 +128,7 @@ def test_forms_that_do_not_end_take_no_place_of_others(strict):
     statuses = [status_of(link) for link in held]
     assert set(statuses) == {503, 504}
     assert statuses.count(504) == 32
-    large = raw(strict, b"Content-Length: 5000\r\n\r\n", "/explore/login", key=False)
+    large = raw(strict, b"Content-Length: 20000\r\n\r\n", "/explore/login", key=False)
     assert status_of(large) == 413
 
 
