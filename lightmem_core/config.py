@@ -183,7 +183,8 @@ class PipelinesConfig(Model):
 class LimitsConfig(Model):
     """What one request may ask of a server: bytes of its body, how deep its JSON is nested, how
     many messages of how many characters. It is answered within `seconds`, or within `work_seconds`
-    if it asks for work on all that a user has. Beyond `in_flight` requests at once it is refused.
+    if it asks for work on all that a user has. Beyond `in_flight` requests at once it is refused,
+    or beyond as many `chats`.
     """
 
     body_bytes: int = Field(default=4 << 20, gt=0)
@@ -194,6 +195,7 @@ class LimitsConfig(Model):
     seconds: float = Field(default=30, gt=0)
     work_seconds: float = Field(default=600, gt=0)
     in_flight: int = Field(default=256, gt=0)
+    chats: int = Field(default=256, gt=0)
 
 
 class ServeConfig(Model):

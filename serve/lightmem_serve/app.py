@@ -35,7 +35,6 @@ GONE = (
     RayActorError,
     RaySystemError,
     WorkerCrashedError,
-    BackPressureError,
     DeploymentUnavailableError,
     ReplicaUnavailableError,
 )
@@ -54,6 +53,8 @@ class Handles:
         async def asked(*args: Any, **named: Any) -> Any:
             try:
                 return await method.remote(*args, **named)
+            except BackPressureError as error:
+                raise StoreError("the server has more requests than it can bear") from error
             except GONE as error:
                 raise StoreError("a part of the server is being replaced: try again") from error
 

@@ -31,13 +31,15 @@ LONG_WORK = re.compile(
 )
 JOBS = "/jobs"
 FORM_BYTES, FORM_SECONDS, FORMS_AT_ONCE = 16_384, 10.0, 32  # of forms that are sent without a key
-Kind = Literal["key", "public", "form"]
+CHAT = "/v1/chat/completions"
+Kind = Literal["key", "chat", "public", "form"]
 
 
 @dataclass(slots=True)
 class Guard:
     """An ASGI application around the routes. Who comes without a key takes no place of those that
-    have one: of what is `public` no body is read, but for a little one of `forms`."""
+    have one: of what is `public` no body is read, but for a little one of `forms`. Nor do chats,
+    which wait for a language model."""
 
     app: ASGIApp
     access: Access
@@ -72,7 +74,7 @@ class Guard:
 
     def _kind(self, scope: Scope) -> Kind:
         if scope["path"] not in self.public:
-            return "key"
+            return "chat" if scope["path"] == CHAT else "key"
         return "form" if scope["path"] in self.forms and scope["method"] == "POST" else "public"
 
     def _entered(self, kind: Kind, by: int) -> None:
@@ -80,8 +82,8 @@ class Guard:
         self.metrics.in_flight.labels(kind).inc(by)
 
     async def _limited(self, kind: Kind, scope: Scope, receive: Receive, send: "Answer") -> None:
-        most = FORMS_AT_ONCE if kind == "form" else self.limits.in_flight
-        if self.in_flight[kind] > most:
+        apart = {"form": FORMS_AT_ONCE, "chat": self.limits.chats}
+        if self.in_flight[kind] > apart.get(kind, self.limits.in_flight):
             raise refused(503, "the server has more requests than it can bear", RETRY_AFTER)
         try:
             async with asyncio.timeout(self._seconds(kind, scope)) as send.limit:
@@ -91,7 +93,7 @@ class Guard:
 
     async def _admitted(self, kind: Kind, scope: Scope, receive: Receive, send: "Answer") -> None:
         headers = Headers(scope=scope)
-        if kind != "key":
+        if kind in ("public", "form"):
             body = await _body(headers, receive, FORM_BYTES) if kind == "form" else b""
             await self.app(scope, Replay(body, receive), send)
             return

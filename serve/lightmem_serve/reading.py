@@ -102,10 +102,11 @@ class Reader:
 
 def reader_of(config: Config) -> serve.Application:
     """As many replicas as configured; each takes as many requests as fill two batches, and those
-    that are ranked meanwhile."""
+    that are ranked meanwhile. As many again may wait; more are refused."""
     ongoing = 2 * config.serve.max_batch_size + 2 * THREADS
     return Reader.options(
         num_replicas=config.serve.replicas,
         max_ongoing_requests=ongoing,
+        max_queued_requests=ongoing,
         ray_actor_options={"num_cpus": config.serve.cpus},
     ).bind(config)

@@ -1,6 +1,7 @@
 """What a server does with requests that are too large, too deep, too slow, or no requests."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ LIMITS = {
     "characters": 1_000,
     "seconds": 2.0,
     "in_flight": 4,
+    "chats": 2,
 }
 SAID = {"messages": [{"role": "user", "content": "hello"}], "user_id": "limits"}
 
@@ -130,6 +132,27 @@ def test_forms_that_do_not_end_take_no_place_of_others(strict):
     assert statuses.count(504) == 32
     large = raw(strict, b"Content-Length: 20000\r\n\r\n", "/explore/login", key=False)
     assert status_of(large) == 413
+
+
+def test_chats_and_all_else_take_no_place_of_each_other(strict):
+    chat = "/v1/chat/completions"
+    held = [raw(strict, b"Content-Length: 100\r\n\r\n{", chat) for _ in range(2)]
+    until = time.monotonic() + 5
+    while (reply := strict.call("POST", chat, {})).status != 503:
+        assert time.monotonic() < until
+    assert "more requests than it can bear" in reply.body["error"]["message"]
+    assert strict.call("GET", "/memories?user_id=limits").status == 200
+    for link in held:
+        link.close()
+
+
+def test_a_search_tells_what_its_parts_took(server):
+    reply = server.call("POST", "/search", {"query": "hello", "user_id": "timed"})
+    parts = re.fullmatch(r"embed;dur=([\d.]+), rank;dur=([\d.]+)", reply.headers["server-timing"])
+    assert all(0 < float(part) < 60_000 for part in parts.groups())
+    text = server.done("GET", "/metrics")
+    for name in ('seconds_count{part="embed"}', 'seconds_count{part="rank"}', "batch_count"):
+        assert value(text, f"lightmem_search_{name}") >= 1
 
 
 def test_writers_at_once_lose_nothing_and_double_nothing(server):
