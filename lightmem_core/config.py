@@ -184,7 +184,7 @@ class LimitsConfig(Model):
     """What one request may ask of a server: bytes of its body, how deep its JSON is nested, how
     many messages of how many characters. It is answered within `seconds`, or within `work_seconds`
     if it asks for work on all that a user has. Beyond `in_flight` requests at once it is refused,
-    or beyond as many `chats`.
+    or beyond as many `chats`; no messages are taken in while `waiting` ones are not extracted.
     """
 
     body_bytes: int = Field(default=4 << 20, gt=0)
@@ -196,19 +196,22 @@ class LimitsConfig(Model):
     work_seconds: float = Field(default=600, gt=0)
     in_flight: int = Field(default=256, gt=0)
     chats: int = Field(default=256, gt=0)
+    waiting: int = Field(default=200_000, gt=0)
 
 
 class ServeConfig(Model):
     """Requests that arrive within `batch_wait_ms` are embedded together. Without keys (`auth: off`)
     only this machine is answered; with them a key may ask `requests_per_minute`, unless it was made
     with a limit of its own. Messages that do not fill a buffer are extracted after
-    `flush_after_s`. A chat is told of memories of at most `chat_memory_tokens`."""
+    `flush_after_s`. Messages without a time that say what their session has said within
+    `repeat_within_s` are taken for those, sent again; later they are new. A chat is told of memories of at most `chat_memory_tokens`."""
 
     auth: Literal["keys", "off"] = "keys"
     requests_per_minute: int = Field(default=1_200, gt=0)
     chat_memory_tokens: int = Field(default=1_000, gt=0)
     limits: LimitsConfig = LimitsConfig()
     flush_after_s: float = Field(default=60, gt=0)
+    repeat_within_s: float = Field(default=3_600, ge=0)
     max_batch_size: int = Field(default=32, gt=0)
     batch_wait_ms: float = Field(default=5, ge=0)
     replicas: int = Field(default=1, ge=1)

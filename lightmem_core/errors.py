@@ -6,6 +6,9 @@ LightMemError
 ├── ComponentError       a plugged-in model broke its contract (wrong count, wrong shape)
 ├── StoreError           the store on disk does not fit the configuration or the request
 ├── ReconcileError       a run's messages in and out do not add up
+├── RequestError         a request is wrong by itself, and stays so however often it is made
+│   └── ConflictError    as things stand, what is asked for cannot be done
+├── NotFoundError        the user has no such memory
 ├── LLMUnavailableError  the language model cannot be reached; the run can be resumed
 └── BudgetError          the run's tokens or money are spent; it can be resumed with more
 """
@@ -33,6 +36,19 @@ class StoreError(LightMemError):
 
 class ReconcileError(LightMemError):
     pass
+
+
+class RequestError(LightMemError, ValueError):
+    pass
+
+
+class ConflictError(RequestError):
+    pass
+
+
+class NotFoundError(LightMemError, KeyError):
+    def __str__(self) -> str:
+        return Exception.__str__(self)
 
 
 class LLMUnavailableError(LightMemError):

@@ -75,7 +75,7 @@ class WarmUsers:
         held = self._held.get(user_id)
         if held is None or held.version < touched:
             held = UserMemory(version, _read(shard, user_id), waiting)
-        elif [entry.id for entry in held.waiting] != [entry.id for entry in waiting]:
+        elif list(held.waiting) != list(waiting):  # the same objects while nothing changed
             held = UserMemory(held.version, held.stored, waiting)
         self._keep(user_id, held)
         return held

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from lightmem_core.errors import RequestError
 from lightmem_core.online.comparing import COMPARED, Span, field_of, span_of
 from lightmem_core.types import Entry
 
@@ -67,9 +68,12 @@ Tree: TypeAlias = All | Either | Neither | Test
 def parse(raw: object, stored_user: Callable[[str], str] = str) -> Tree:
     """Read a filter. `stored_user` gives the store's id of a user that the filter names.
 
-    Raise ValueError, in one line, for what is no filter and for one that is too large.
+    Raise RequestError, in one line, for what is no filter and for one that is too large.
     """
-    return _Reading(stored_user).tree(raw, 1)
+    try:
+        return _Reading(stored_user).tree(raw, 1)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
 
 
 def user_of(tree: Tree) -> str | None:

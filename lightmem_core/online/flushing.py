@@ -1,7 +1,9 @@
 """The extraction of what waits, each step of which can be the last one of a process.
 
-1. The messages of a user that are extracted together are marked, so that they stay together.
-2. They go through the stages; replies of a language model are kept.
+1. The messages of a user that are extracted together are marked, so that they stay together. Those
+   that failed before go together, apart from the others.
+2. They go through the stages; replies of a language model are kept. What fails is tried again in
+   halves, so that a message that cannot be extracted keeps no others waiting.
 3. Those whose extraction failed are set free again, with the reason.
 4. The entries of the others are stored in one commit, then the messages themselves.
 5. They leave the inbox.
@@ -27,6 +29,7 @@ from lightmem_core.types import Extracted, History, Message, stable_id
 
 FIRST_PAUSE_MS = 30_000
 LONGEST_PAUSE_MS = 3_600_000
+MOST_PARTS = 8  # that are tried at once of what failed: where all fails there are no more calls
 REASON_LIMIT = 300
 STOPS = (LLMUnavailableError, BudgetError, ConfigError, StoreError)  # no message is at fault
 
@@ -47,13 +50,26 @@ class Batch:
     def histories(self, infer: bool) -> list[History]:
         return history_of([row.message for row in self.rows if row.infer == infer])
 
-    def take(self, found: Sequence[Extracted]) -> None:
+    def take(self, found: Iterable[Extracted]) -> None:
         """Keep what was extracted; messages that failed are left out, with the reason."""
         for row in found:
             bad = {m.id: m.reason or "failed" for m in row.messages if m.state == "quarantined"}
             self.failed |= bad
             kept = tuple(m for m in row.messages if m.id not in bad)
             self.found.append(replace(row, messages=kept))
+
+    def halves(self) -> list[Batch]:
+        """What failed, in two parts that stand for themselves; none where it is one message."""
+        bad = sorted((row for row in self.rows if row.id in self.failed), key=_place)
+        middle = len(bad) // 2
+        return [Batch(self.user_id, part) for part in (bad[:middle], bad[middle:])] if middle else []
+
+    def settle(self, part: Batch) -> None:
+        """Take over what became of a part of what failed."""
+        for row in part.rows:
+            self.failed.pop(row.id, None)
+        self.failed |= part.failed
+        self.found += part.found
 
     @property
     def entries(self) -> int:
@@ -64,11 +80,22 @@ class Flushing:
     def __init__(self, shared: Shared):
         self.shared = shared
 
-    def __call__(self, user_ids: Sequence[str]) -> int:
-        """Extract what waits of users; return how many entries were written. Raise an error of
-        STOPS where nothing can be done now: all of it waits on."""
+    def all_of(self, user_id: str) -> int:
+        """Extract all that waits of a user, also what failed before and is not due."""
+        entries = self([user_id], every=True)
+        rows = self.shared.inbox_for(user_id).rows([user_id])
+        if any(row.retry_at <= now_ms() for row in rows):  # what stood behind a batch cut off
+            entries += self([user_id], every=True)
+        return entries
+
+    def __call__(self, user_ids: Sequence[str], every: bool = False) -> int:
+        """Extract what waits of users, also what is to be tried later if `every`; return how many
+        entries were written. Raise an error of STOPS where nothing can be done now: all of it
+        waits on."""
         with self.shared.users.held(user_ids):
-            batches = [b for part in self._by_shard(user_ids) for b in self._begun(*part)]
+            due = None if every else now_ms()
+            parts = self._by_shard(user_ids)
+            batches = [b for number, users in parts for b in self._begun(number, users, due)]
             self._extract(batches)
             for number, users in self._by_shard(user_ids):
                 self._store(number, users, [b for b in batches if b.user_id in set(users)])
@@ -78,26 +105,47 @@ class Flushing:
     def _by_shard(self, user_ids: Sequence[str]) -> list[tuple[int, list[str]]]:
         return sorted(self.shared.store.by_shard(user_ids).items())
 
-    def _begun(self, number: int, users: list[str]) -> list[Batch]:
-        """A batch of each user: the one that was begun before, or else all that waits."""
+    def _begun(self, number: int, users: list[str], due: int | None) -> list[Batch]:
+        """The batches of each user: those that were begun before, or else what waits, or is due."""
         shard, inbox = self.shared.store.shards[number], self.shared.inboxes[number]
         with self.shared.writing(inbox):
             rows = inbox.rows(users)
-            known = shard.known(users)
+            known = shard.known(users) if rows else {}
             inbox.remove(row.id for row in rows if row.id in known)
             rows = [row for row in rows if row.id not in known]
-            cut_off = {row.user_id for row in rows if row.batch}
-            new = [row.id for row in rows if row.user_id not in cut_off]
-            inbox.mark(new, batch=stable_id(self.shared.run_id, now_ms()))
-        held = [row for row in rows if row.batch or row.user_id not in cut_off]
-        batches = [Batch(user, [row for row in held if row.user_id == user]) for user in users]
-        for batch in batches:
-            if batch.user_id in cut_off:
-                batch.stored = _with_entries(shard, batch.rows)
-        return batches
+            begun = [row for row in rows if row.batch]
+            cut_off = {row.user_id for row in begun}
+            fresh = [row for row in rows if row.user_id not in cut_off]
+            groups = self._grouped(row for row in fresh if due is None or row.retry_at <= due)
+            for name, part in groups.items():
+                inbox.mark([row.id for row in part], batch=name)
+        new = [batch for part in groups.values() for batch in _batches(part)]
+        going_on = _batches(begun)
+        for batch in going_on:
+            batch.stored = _with_entries(shard, batch.rows)
+        return [*new, *going_on]
+
+    def _grouped(self, rows: Iterable[Waiting]) -> dict[str, list[Waiting]]:
+        """Under a name for each group: what is tried the first time, and what failed before."""
+        names = [stable_id(self.shared.run_id, now_ms(), again) for again in (False, True)]
+        groups: dict[str, list[Waiting]] = {}
+        for row in rows:
+            groups.setdefault(names[row.attempts > 0], []).append(row)
+        return groups
 
     def _extract(self, batches: Sequence[Batch]) -> None:
-        """All together, so that the models see full batches; where that fails, one by one."""
+        """All together, so that the models see full batches; what fails of each in halves."""
+        self._tried(batches)
+        for batch in batches:
+            parts = batch.halves()
+            while parts and len(parts) <= MOST_PARTS:
+                self._tried(parts)
+                for part in parts:
+                    batch.settle(part)
+                parts = [half for part in parts for half in part.halves()]
+
+    def _tried(self, batches: Sequence[Batch]) -> None:
+        """All together; where that fails, one by one."""
         try:
             for infer in (True, False):
                 self._through(batches, infer)
@@ -112,13 +160,14 @@ class Flushing:
                 return
             for batch in batches:
                 batch.found, batch.failed = [], {}
-                self._extract([batch])
+                self._tried([batch])
 
     def _through(self, batches: Sequence[Batch], infer: bool) -> None:
         fresh = [(b, h) for b in batches if not b.stored for h in b.histories(infer)]
         found = self.shared.stages.extracted([h for _, h in fresh], infer) if fresh else []
-        for batch, _ in fresh:
-            batch.take([row for row in found if row.user_id == batch.user_id])
+        for batch in {id(batch): batch for batch, _ in fresh}.values():
+            ids = {row.id for row in batch.rows}
+            batch.take(row for row in found if any(m.id in ids for m in row.messages))
         for batch in batches:
             if batch.stored:
                 histories = batch.histories(infer)
@@ -161,6 +210,18 @@ class Flushing:
 
 def _messages(found: Iterable[Extracted]) -> Iterator[Message]:
     return (message for row in found for message in row.messages)
+
+
+def _place(row: Waiting) -> tuple[str, int]:
+    return row.session_id, row.position
+
+
+def _batches(rows: Iterable[Waiting]) -> list[Batch]:
+    """One for each user and mark."""
+    groups: dict[tuple[str, str], list[Waiting]] = {}
+    for row in rows:
+        groups.setdefault((row.user_id, row.batch), []).append(row)
+    return [Batch(user, part) for (user, _), part in groups.items()]
 
 
 def _with_entries(shard: Shard, rows: Sequence[Waiting]) -> frozenset[str]:

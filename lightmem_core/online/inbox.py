@@ -106,6 +106,18 @@ class Inbox:
             found += self._where(of_users(user_ids[start : start + USERS_PER_FILTER]))
         return found
 
+    def find(self, message_id: str) -> Waiting | None:
+        """A message that waits, of any user."""
+        found = self._where(f"id = {quoted(message_id)}")
+        return found[0] if found else None
+
+    def user_ids(self) -> set[str]:
+        """Those of whom anything waits."""
+        table = self._table()
+        if table is None:
+            return set()
+        return set(read(table, "true", ["user_id"])["user_id"].unique().to_pylist())
+
     def everything(self) -> list[Waiting]:
         return self._where("true")
 

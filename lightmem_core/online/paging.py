@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightmem_core.errors import RequestError
 from lightmem_core.long_term.shard import Shard
 from lightmem_core.types import Entry, Source
 
@@ -12,7 +13,7 @@ def behind(newest: Sequence[Entry], after: str, user_id: str, shard: Shard) -> i
     """The place after `after` in entries that begin with the newest; 0 if it is "".
 
     It may have been a message that waited: then it is behind what was extracted from it, or, if
-    nothing was, behind what was said after it. Raise ValueError if there was no such entry.
+    nothing was, behind what was said after it. Raise RequestError if there was no such entry.
     """
     if not after:
         return 0
@@ -21,7 +22,7 @@ def behind(newest: Sequence[Entry], after: str, user_id: str, shard: Shard) -> i
         return place + 1
     (message, *_) = shard.sources(user_id, [Source("", 0, after)]) or (None,)
     if message is None:
-        raise ValueError(
+        raise RequestError(
             f"there is no memory {after!r:.60} to go on after: begin with the first page"
         )
     said = (message.said_at, message.session_id, message.position, 0)

@@ -20,13 +20,20 @@ TOPIC = "waiting"
 MOST_USERS = 10_000  # that are remembered
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WaitingEntry(Entry):
+    """A message that waits, as an entry. `reason` says why its extraction failed, if it did."""
+
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """What waits of a user, as of a version of the inbox."""
 
     version: int
     messages: tuple[Message, ...] = ()
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[WaitingEntry, ...] = ()
 
 
 class Provisional:
@@ -41,14 +48,14 @@ class Provisional:
     def messages(self, user_id: str) -> Sequence[Message]:
         return self._of(user_id).messages
 
-    def entries(self, user_id: str) -> Sequence[Entry]:
+    def entries(self, user_id: str) -> Sequence[WaitingEntry]:
         """Each message as an entry with its id, said in its words, of the topic "waiting"."""
         return self._of(user_id).entries
 
-    def find(self, message_id: str) -> Entry | None:
+    def find(self, message_id: str) -> WaitingEntry | None:
         """A message that waits, of any user, without its vector."""
-        rows = (row for inbox in self._inboxes for row in inbox.everything())
-        return next((_entry(row) for row in rows if row.id == message_id), None)
+        found = (inbox.find(message_id) for inbox in self._inboxes)
+        return next((_entry(row) for row in found if row), None)
 
     def version(self, number: int) -> int:
         """Of the inbox of a shard: it rises with each change."""
@@ -56,7 +63,7 @@ class Provisional:
 
     def users(self, number: int) -> set[str]:
         """Those of a shard of whom anything waits."""
-        return {row.user_id for row in self._inboxes[number].everything()}
+        return self._inboxes[number].user_ids()
 
     def _of(self, user_id: str) -> Held:
         inbox = self._inboxes[self.store.shard_number(user_id)]
@@ -76,6 +83,7 @@ class Provisional:
         if not rows:
             return Held(version)
         known = {entry.id: entry for entry in before.entries} if before else {}
+        known |= {r.id: _told(known[r.id], r.reason) for r in rows if r.id in known}
         new = [_entry(row) for row in rows if row.id not in known]
         vectors = encode(self.embedder, [embedding_text(entry) for entry in new])
         known |= {e.id: replace(e, vector=v) for e, v in zip(new, vectors, strict=True)}
@@ -83,9 +91,13 @@ class Provisional:
         return Held(version, messages, tuple(known[message.id] for message in messages))
 
 
-def _entry(row: Waiting) -> Entry:
+def _told(entry: WaitingEntry, reason: str) -> WaitingEntry:
+    return entry if entry.reason == reason else replace(entry, reason=reason)
+
+
+def _entry(row: Waiting) -> WaitingEntry:
     message = row.message
-    return Entry(
+    return WaitingEntry(
         id=row.id,
         user_id=row.user_id,
         session_id=row.session_id,
@@ -100,4 +112,5 @@ def _entry(row: Waiting) -> Entry:
         agent_id=row.agent_id,
         metadata=row.metadata,
         stored_at=row.accepted_at,
+        reason=row.reason,
     )

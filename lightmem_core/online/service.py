@@ -22,7 +22,7 @@ from lightmem_core.types import Entry
 class Incoming:
     """A message as it arrives. Without `said_at` it was said now; without `position` it follows
     what its session has. `metadata` is a JSON object as text. Without `infer` it becomes an entry
-    word for word."""
+    word for word. Of messages without time and position one of the same `key` is the same."""
 
     role: str
     content: str
@@ -32,6 +32,7 @@ class Incoming:
     metadata: str = ""
     position: int | None = None
     infer: bool = True
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,25 +11,23 @@ from dataclasses import dataclass, replace
 from lightmem_core.config import Config
 from lightmem_core.errors import LightMemError, StoreError
 from lightmem_core.long_term.runs import Run
-from lightmem_core.long_term.tables import now_ms, of_users, quoted, read
+from lightmem_core.long_term.tables import now_ms
 from lightmem_core.online.changing import Changing
 from lightmem_core.online.erasing import erase
 from lightmem_core.online.flushing import Flushing
 from lightmem_core.online.inbox import Waiting
+from lightmem_core.online.recalled import sessions_of
 from lightmem_core.online.service import Accepted, Incoming
-from lightmem_core.online.sessions import Posted, Session, posted
+from lightmem_core.online.sessions import Posted, posted
 from lightmem_core.online.shared import Shared
 from lightmem_core.online.sleeping import Sleeping
-from lightmem_core.schema import from_table
-from lightmem_core.types import Entry, Message
+from lightmem_core.types import Entry
 
 KIND = "online"
 USERS_AT_ONCE = 64  # that are extracted together
 LOOK_S = 0.25  # for users that are due
 REPORT_MS = 60_000  # at most every so often the ledger is told what was done
 PAUSE_MS = 5_000  # after nothing could be extracted at all; it doubles up to a minute
-SESSION_COLUMNS = ["id", "user_id", "session_id", "position", "role", "content", "said_at", "name"]
-STORED_COLUMNS = [*SESSION_COLUMNS, "agent_id", "metadata", "source", "state"]
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +101,11 @@ class OnlineWriter:
         return self.add_all([posted(user_id, session_id, messages)])[0]
 
     def add_all(self, requests: Sequence[Posted]) -> list[list[Accepted]]:
-        """Take in several requests with one commit for each shard."""
+        """Take in several requests with one commit for each shard. Raise StoreError if more waits
+        than may."""
+        most = self.shared.config.serve.limits.waiting
+        if self.shared.backlogs.messages >= most:
+            raise StoreError(f"{most:,} messages wait to be extracted: no more are taken in")
         outcomes: dict[int, list[Accepted]] = {}
         by_shard = self.shared.store.by_shard({request.user_id for request in requests})
         for number, users in by_shard.items():
@@ -117,10 +119,10 @@ class OnlineWriter:
         rows: dict[str, Waiting] = {}
         outcomes = []
         with self.shared.writing(inbox):
-            sessions = self._sessions(number, requests)
+            shard, span = self.shared.store.shards[number], self.shared.config.serve.repeat_within_s
+            sessions = sessions_of(shard, inbox, requests, now, span * 1000)
             for request in requests:
-                session = sessions[request.user_id, request.session_id]
-                taken = session.take(request.messages, now)
+                taken = sessions[request.name].take(request.messages, now)
                 for (message, accepted), infer in zip(taken, request.infer, strict=True):
                     if accepted.state == "accepted":
                         rows[message.id] = Waiting.of(message, infer=infer, accepted_at=now)
@@ -134,30 +136,10 @@ class OnlineWriter:
         self.shared.count(accepted=len(waiting), duplicates=total - len(waiting))
         return outcomes
 
-    def _sessions(self, number: int, requests: Sequence[Posted]) -> dict[tuple[str, str], Session]:
-        """What the sessions of some requests have. The inbox is read first: a message that leaves
-        it in between is found among those stored."""
-        users = sorted({request.user_id for request in requests})
-        names = {(request.user_id, request.session_id) for request in requests}
-        waiting = [row.message for row in self.shared.inboxes[number].rows(users)]
-        some = ", ".join(sorted({quoted(session) for _, session in names}))
-        where = f"{of_users(users)} AND session_id IN ({some})"
-        rows = read(self.shared.store.shards[number].messages, where, STORED_COLUMNS)
-        stored = from_table(rows, Message)
-        return {
-            name: Session(*([m for m in part if _session(m) == name] for part in (stored, waiting)))
-            for name in names
-        }
-
     def flush(self, user_id: str) -> int:
-        """Extract what waits of a user, also what was cut off or failed before."""
-        entries = 0
-        while self.shared.inbox_for(user_id).waiting(user_id):
-            entries += self.flushing([user_id])
-            after = self.shared.backlogs.all().get(user_id)
-            if after is None or after.retry_at > now_ms():
-                break
-        return entries
+        """Extract what waits of a user, also what was cut off or failed before; return how many
+        entries were written."""
+        return self.flushing.all_of(user_id)
 
     def update(
         self, user_id: str, entry_id: str, text: str | None = None, metadata: str | None = None
@@ -220,10 +202,6 @@ class OnlineWriter:
         with self.shared.writing():
             self.shared.store.runs.write(run)
         self._reported = counts, now_ms()
-
-
-def _session(message: Message) -> tuple[str, str]:
-    return message.user_id, message.session_id
 
 
 def _end_the_dead(shared: Shared) -> None:

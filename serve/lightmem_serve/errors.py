@@ -16,7 +16,14 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from lightmem_core.errors import ConfigError, LightMemError, StoreError
+from lightmem_core.errors import (
+    ConflictError,
+    ConfigError,
+    LightMemError,
+    NotFoundError,
+    RequestError,
+    StoreError,
+)
 from lightmem_core.formats.fields import BadField, clean
 from lightmem_core.online.jobs import OtherUpload
 from lightmem_serve.openai_errors import PREFIX, OpenAIProblem, error_body
@@ -91,12 +98,15 @@ def unable(error: LightMemError) -> HTTPException:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Tell the client what is wrong with its request. What is wrong with the store may pass."""
+    """Tell the client what is wrong with its request. What is wrong with the store may pass; other
+    errors are faults of the server, of which a client is told no more."""
     try:
         yield
-    except KeyError as error:
+    except NotFoundError as error:
         raise refused(404, NO_MEMORY) from error
-    except ConfigError as error:
+    except ConflictError as error:
+        raise refused(409, str(error)) from error
+    except (ConfigError, RequestError) as error:
         raise refused(400, str(error)) from error
     except LightMemError as error:
         raise unable(error) from error
@@ -104,8 +114,6 @@ def told() -> Iterator[None]:
         raise refused(409, str(error)) from error
     except BadField as error:
         raise refused(422, error.detail) from error
-    except ValueError as error:
-        raise refused(400, str(error)) from error
     except TimeoutError as error:
         raise refused(504, "not answered in time") from error
 

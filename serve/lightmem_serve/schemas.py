@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from lightmem_core.errors import RequestError
 from lightmem_core.formats.fields import clean, content, metadata
 from lightmem_core.formats.timestamps import parse_time
 from lightmem_core.metadata import EXPIRATION
@@ -60,9 +61,9 @@ class AddRequest(Owned):
         return self.run_id or DEFAULT_SESSION
 
     def incoming(self) -> list[Incoming]:
-        """Raise BadField or ValueError for a message that cannot be stored."""
+        """Raise BadField or RequestError for a message that cannot be stored."""
         if self.memory_type or self.prompt:
-            raise ValueError(
+            raise RequestError(
                 "memory_type and prompt cannot be given: the configuration says how is extracted"
             )
         given = self.messages
@@ -75,7 +76,7 @@ class AddRequest(Owned):
         return Incoming(
             role=clean(message.role),
             content=content({"content": message.content}),
-            said_at=None if time is None else parse_time(time, UTC),
+            said_at=None if time is None else asked_time(time),
             name=clean(message.name or ""),
             agent_id=self.agent_id or "",
             metadata=said,
@@ -144,6 +145,14 @@ def metadata_text(given: Metadata | None, expires: date | None) -> str | None:
         return None
     own = {EXPIRATION: expires.isoformat()} if expires else {}
     return metadata({**(given or {}), **own})
+
+
+def asked_time(given: float | str) -> int:
+    """Raise RequestError for what is no time."""
+    try:
+        return parse_time(given, UTC)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
 
 
 def milliseconds(time: AwareDatetime | None) -> int | None:

@@ -312,17 +312,13 @@ def test_a_user_is_extracted_once_a_buffer_is_full_or_the_time_is_over(
 def test_one_whose_extraction_fails_waits_on_with_the_reason(
     writer: OnlineWriter, monkeypatch: pytest.MonkeyPatch
 ):
-    """Its other buffers are stored, and so are those of others."""
+    """The others are stored, those of its buffer and of other users too."""
     monkeypatch.setattr(PairGenerator, "bad", "7 o'clock")
     for user in ("ada", "bob"):
         writer.add(user, "s1", said(7 if user == "bob" else 9))
     writer.flushing(["ada", "bob"])
     waiting = writer.shared.inbox_for("ada").waiting("ada")
-    assert [(m.position, m.reason) for m in waiting] == [
-        (6, "bad reply"),
-        (7, "bad reply"),
-        (8, "bad reply"),
-    ]
+    assert [(m.position, m.reason) for m in waiting] == [(7, "bad reply")]
     assert (writer.status().failing, writer.status().users) == (1, 1)
     assert writer.shared.backlogs.due(tables.now_ms(), 9) == []
     later = tables.now_ms() + 31_000
@@ -333,6 +329,51 @@ def test_one_whose_extraction_fails_waits_on_with_the_reason(
     writer.flush("ada")
     assert [m.state for m in stored(writer.shared.store)[1]].count("quarantined") == 0
     assert len(stored(writer.shared.store)[1]) == 9
+
+
+def test_a_message_that_failed_keeps_no_other_one_waiting(
+    writer: OnlineWriter, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(PairGenerator, "bad", "1 o'clock")
+    writer.add("ada", "s1", said(2))
+    writer.flush("ada")
+    now = tables.now_ms()
+    writer.add("ada", "s1", [Incoming("user", "I like tea", infer=False)])
+    assert writer.shared.backlogs.due(now, 9) == ["ada"]
+    calls: list[list[str]] = []
+    generate = PairGenerator.generate
+
+    def noted(self: PairGenerator, buffers: Sequence[Buffer]) -> list[list[Fact] | str]:
+        calls.extend([m.content for m in buffer.messages] for buffer in buffers)
+        return generate(self, buffers)
+
+    monkeypatch.setattr(PairGenerator, "generate", noted)
+    writer.flushing(["ada"])
+    assert calls == []  # the one that failed is not due
+    assert "I like tea" in [e.text for e in stored(writer.shared.store)[0]]
+    writer.add("ada", "s1", said(3))
+    writer.flush("ada")
+    assert sorted(calls) == [["it is 1 o'clock"], ["it is 2 o'clock"]]  # it is tried alone
+    assert [m.content for m in writer.shared.inbox_for("ada").waiting("ada")] == ["it is 1 o'clock"]
+
+
+def test_where_every_message_fails_there_are_not_many_more_calls(
+    writer: OnlineWriter, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(PairGenerator, "bad", "o'clock")
+    tried: list[int] = []
+    facts = PairGenerator._facts
+
+    def noted(self: PairGenerator, messages: Sequence[Message]) -> list[Fact] | str:
+        tried.append(len(messages))
+        return facts(self, messages)
+
+    monkeypatch.setattr(PairGenerator, "_facts", noted)
+    writer.add("ada", "s1", said(30))
+    writer.flush("ada")
+    assert writer.status().waiting == 30
+    assert len(tried) <= 3 * 30
+    assert sum(tried) <= 4 * 30
 
 
 def test_a_model_that_is_gone_is_nobodys_fault(

@@ -97,7 +97,7 @@ async def search(
     owner, hits = caller.owner(user), []
     if q.strip():
         with told():
-            first, last = (parse_time(given) if given else None for given in (since, until))
+            first, last = (asked_time(given) if given else None for given in (since, until))
             end = None if last is None else last + DAY_MS - 1
             asked = retrieve.Query(owner, q, FOUND, since=first, until=end)
         hits = (await searched(server, asked)).hits
