@@ -203,8 +203,9 @@ class ServeConfig(Model):
     """Requests that arrive within `batch_wait_ms` are embedded together. Without keys (`auth: off`)
     only this machine is answered; with them a key may ask `requests_per_minute`, unless it was made
     with a limit of its own. Messages that do not fill a buffer are extracted after
-    `flush_after_s`. Messages without a time that say what their session has said within
-    `repeat_within_s` are taken for those, sent again; later they are new. A chat is told of memories of at most `chat_memory_tokens`."""
+    `flush_after_s`. One without a time that says what its session has said within
+    `repeat_within_s` is taken for that message, sent again; later it is a new one. A chat is told
+    of memories of at most `chat_memory_tokens`."""
 
     auth: Literal["keys", "off"] = "keys"
     requests_per_minute: int = Field(default=1_200, gt=0)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from lightmem_core.errors import StoreError
-from lightmem_core.long_term.tables import keyed_table, quoted, upsert
+from lightmem_core.errors import RequestError, StoreError
+from lightmem_core.long_term.tables import keyed_table, quoted, read, upsert
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection
@@ -66,6 +66,27 @@ class RunLedger:
             known = ", ".join(run.id for run in self.latest(5)) or "none"
             raise StoreError(f"there is no run {run_id!r}; the latest are: {known}")
         return _run(found[0])
+
+    def find(self, run_id: str) -> Run | None:
+        found = read(self.table, f"id = {quoted(run_id)}").to_pylist()
+        return _run(found[0]) if found else None
+
+    def page(self, kind: str, limit: int, after: str = "") -> list[Run]:
+        """Runs of a kind, "" for all, newest first, those behind the run `after`."""
+        where = f"kind = {quoted(kind)}" if kind else "true"
+        order = read(self.table, where, ["started_at", "id"]).to_pylist()
+        places = sorted(((row["started_at"], row["id"]) for row in order), reverse=True)
+        if after:
+            last = self.find(after)
+            if last is None:
+                raise RequestError(f"there is no run {after!r:.60} to go on after")
+            places = [place for place in places if place < (last.started_at, last.id)]
+        ids = [run_id for _, run_id in places[:limit]]
+        if not ids:
+            return []
+        rows = read(self.table, f"id IN ({', '.join(map(quoted, ids))})").to_pylist()
+        found = {row["id"]: _run(row) for row in rows}
+        return [found[run_id] for run_id in ids]
 
     def last_of(self, kind: str, request: dict[str, Any]) -> Run | None:
         """The newest run of a kind that was asked to do the same."""

@@ -19,6 +19,7 @@ from lightmem_core.long_term.tables import (
     quoted,
     read,
     read_batches,
+    twice,
     upsert,
 )
 from lightmem_core.schema import from_table
@@ -150,7 +151,10 @@ class Shard:
     def entries_of(self, user_ids: Sequence[str], tombstones: bool = False) -> list[Entry]:
         """Entries with their vectors, by user and in their order."""
         where = of_users(user_ids) + ("" if tombstones else " AND superseded_by = ''")
-        rows = self._latest_entries().to_table(filter=where, late_materialization=False)
+        rows = twice(
+            lambda: self._latest_entries().to_table(filter=where, late_materialization=False),
+            self._forget_reader,
+        )
         return sorted(from_table(rows, Entry), key=lambda e: (e.user_id, e.order))
 
     def _latest_entries(self) -> LanceDataset:
@@ -166,6 +170,9 @@ class Shard:
             reader = reader.checkout_version(version)
         self.reader = reader
         return reader
+
+    def _forget_reader(self) -> None:
+        self.reader = None
 
     def entries_with_prefix(self, entry_id: str) -> list[Entry]:
         """The entries whose id starts so, tombstones too."""

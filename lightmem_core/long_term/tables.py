@@ -155,7 +155,16 @@ def of_users(user_ids: Sequence[str]) -> str:
 
 
 def read(table: Table, where: str, columns: list[str] | None = None) -> pa.Table:
-    return _query(table, where, columns).to_arrow()
+    return twice(lambda: _query(table, where, columns).to_arrow())
+
+
+def twice(read: Callable[[], T], before_again: Callable[[], None] = lambda: None) -> T:
+    """Read, and once more if that fails: erasing drops the version that is being read."""
+    try:
+        return read()
+    except (OSError, RuntimeError, ValueError):
+        before_again()
+        return read()
 
 
 def read_batches(table: Table, where: str, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from lightmem_core.long_term.provenance import find_entry
 from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore
-from lightmem_core.long_term.tables import of_users, read_batches
+from lightmem_core.long_term.tables import of_users, read_batches, twice
 from lightmem_core.schema import from_table
 from lightmem_core.types import Entry
 
@@ -79,7 +79,8 @@ def states_of(shard: Shard, present: Sequence[Entry]) -> dict[str, list[Entry]]:
     The entries must have been read before this is called, and be of a thousand users at most.
     """
     chains: dict[str, list[Entry]] = {entry.id: [] for entry in present}
-    for version in _versions(shard, sorted({e.user_id for e in present}), set(chains)):
+    users = sorted({e.user_id for e in present})
+    for version in twice(lambda: list(_versions(shard, users, set(chains)))):
         chains[version.id].append(version)
     for entry in present:
         older = (version for version in chains[entry.id] if version.gen < entry.gen)

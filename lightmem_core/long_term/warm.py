@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from threading import Lock
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from lightmem_core.long_term.commits import Commits
 from lightmem_core.long_term.ranking import UserIndex
@@ -15,7 +15,6 @@ from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.types import Entry, Message
 
 CACHED_ENTRIES = 200_000
-T = TypeVar("T")
 
 
 class Waiting(Protocol):
@@ -74,7 +73,7 @@ class WarmUsers:
         version, touched = self._followed(shard).touched(user_id)
         held = self._held.get(user_id)
         if held is None or held.version < touched:
-            held = UserMemory(version, _read(shard, user_id), waiting)
+            held = UserMemory(version, shard.entries_of([user_id], tombstones=True), waiting)
         elif list(held.waiting) != list(waiting):  # the same objects while nothing changed
             held = UserMemory(held.version, held.stored, waiting)
         self._keep(user_id, held)
@@ -101,22 +100,3 @@ class WarmUsers:
 
     def _drop(self, memory: UserMemory | None) -> None:
         self._size -= memory.size if memory else 0
-
-
-def _read(shard: Shard, user_id: str) -> list[Entry]:
-    def read() -> list[Entry]:
-        return shard.entries_of([user_id], tombstones=True)
-
-    def forget() -> None:
-        shard.reader = None
-
-    return twice(read, forget)
-
-
-def twice(read: Callable[[], T], before_again: Callable[[], None] = lambda: None) -> T:
-    """Read, and once more if that fails: erasing drops the version that is being read."""
-    try:
-        return read()
-    except (OSError, RuntimeError, ValueError):
-        before_again()
-        return read()

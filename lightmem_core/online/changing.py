@@ -52,8 +52,8 @@ class Changing:
         return self.shared.stages.embedded(found).entries[0]
 
     def _written(self, user_id: str, entry_id: str, change: Change) -> Entry:
-        """Raise NotFoundError if the user has no such entry. Where another change came in between, the
-        entry is changed as it then is."""
+        """Raise NotFoundError if the user has no such entry. Where another change came in between,
+        the entry is changed as it then is."""
         shard = self.shared.store.shard_for(user_id)
         for _ in range(ROUNDS):
             present = _active(shard, user_id, entry_id)

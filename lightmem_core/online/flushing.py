@@ -62,7 +62,8 @@ class Batch:
         """What failed, in two parts that stand for themselves; none where it is one message."""
         bad = sorted((row for row in self.rows if row.id in self.failed), key=_place)
         middle = len(bad) // 2
-        return [Batch(self.user_id, part) for part in (bad[:middle], bad[middle:])] if middle else []
+        parts = (bad[:middle], bad[middle:]) if middle else ()
+        return [Batch(self.user_id, part) for part in parts]
 
     def settle(self, part: Batch) -> None:
         """Take over what became of a part of what failed."""

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from itertools import islice, takewhile
 
 from lightmem_core.long_term.store import MemoryStore
-from lightmem_core.long_term.tables import read_batches
-from lightmem_core.long_term.warm import twice
+from lightmem_core.long_term.tables import read_batches, twice
 from lightmem_core.online.provisional import Provisional
 
 

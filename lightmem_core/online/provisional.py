@@ -11,7 +11,6 @@ from lightmem_core.history import stored_history
 from lightmem_core.long_term.embed import encode
 from lightmem_core.long_term.render import embedding_text
 from lightmem_core.long_term.store import MemoryStore
-from lightmem_core.long_term.warm import twice
 from lightmem_core.online.inbox import Inbox, Waiting
 from lightmem_core.protocols import Embedder
 from lightmem_core.types import Entry, Message, Source
@@ -79,7 +78,7 @@ class Provisional:
         return held
 
     def _read(self, inbox: Inbox, user_id: str, version: int, before: Held | None) -> Held:
-        rows = twice(lambda: inbox.rows([user_id])) if version else []
+        rows = inbox.rows([user_id]) if version else []
         if not rows:
             return Held(version)
         known = {entry.id: entry for entry in before.entries} if before else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from lightmem_core.history import UNPLACED, identified
 from lightmem_core.long_term.shard import IDS_PER_FILTER, Shard
@@ -70,7 +70,7 @@ def _among(column: str, values: Sequence[str]) -> Iterator[str]:
         yield f"{column} IN ({', '.join(some[start : start + IDS_PER_FILTER])})"
 
 
-def _by_session(messages: Iterator[Message] | Sequence[Message]) -> defaultdict[Name, list[Message]]:
+def _by_session(messages: Iterable[Message]) -> defaultdict[Name, list[Message]]:
     found: defaultdict[Name, list[Message]] = defaultdict(list)
     for message in messages:
         found[message.user_id, message.session_id].append(message)

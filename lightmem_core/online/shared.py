@@ -57,15 +57,21 @@ class Shared:
     @contextmanager
     def writing(self, place: Inbox | Shard | None = None) -> Iterator[None]:
         """Hold what must be held around a commit, that of one inbox or shard at a time: no erase
-        is under way, and the store is this process's. Never held twice by a thread."""
+        is under way, and the store is this process's. Never held twice by a thread.
+
+        Raise StoreError also if the store was lost during the commit: what it wrote is in the
+        store, but another process may have begun without it, so it is not acknowledged."""
         with self.gate.shared():
             self.hold.confirm()
+            before = place.commits if place else None
             if place is None:
                 yield
             else:
                 with self._locks[place.name if isinstance(place, Inbox) else _name(place)]:
                     yield
-        self.last_write_at = now_ms()
+            self.hold.confirm()
+        if place is None or place.commits != before:
+            self.last_write_at = now_ms()
 
     def inbox_for(self, user_id: str) -> Inbox:
         return self.inboxes[self.store.shard_number(user_id)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from lightmem_core.config import Config
 from lightmem_core.errors import LightMemError, StoreError
+from lightmem_core.long_term.lease import SLEEPING, Leases
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.tables import now_ms
 from lightmem_core.online.changing import Changing
@@ -98,6 +99,7 @@ class OnlineWriter:
         self.shared.store.confirm()
 
     def add(self, user_id: str, session_id: str, messages: Sequence[Incoming]) -> list[Accepted]:
+        """One for each message, in order. They are durable when this returns."""
         return self.add_all([posted(user_id, session_id, messages)])[0]
 
     def add_all(self, requests: Sequence[Posted]) -> list[list[Accepted]]:
@@ -142,17 +144,23 @@ class OnlineWriter:
         return self.flushing.all_of(user_id)
 
     def update(
-        self, user_id: str, entry_id: str, text: str | None = None, metadata: str | None = None
+        self, user_id: str, memory_id: str, text: str | None = None, metadata: str | None = None
     ) -> Entry:
-        return self.changing.update(user_id, entry_id, text, metadata)
+        """Change an entry, or the one that came of a message; what it was stays in its history.
+        None leaves a part as it is. Raise NotFoundError, or ConflictError if several came of it."""
+        return self.changing.update(user_id, memory_id, text, metadata)
 
-    def delete(self, user_id: str, entry_id: str) -> None:
-        self.changing.delete(user_id, entry_id)
+    def delete(self, user_id: str, memory_id: str) -> None:
+        """Make an entry a tombstone without a successor: hidden, but in its history. The id of a
+        message means the one entry that came of it, or of several those that came of it alone."""
+        self.changing.delete(user_id, memory_id)
 
     def erase(self, user_id: str) -> dict[str, int]:
+        """Remove all of a user, physically; return the rows that are gone, by table."""
         return erase(self.shared, user_id)
 
     def sleep(self, user_id: str) -> dict[str, int]:
+        """Consolidate a user's memories; return how many decisions were applied, by action."""
         return self.sleeping(user_id)
 
     def status(self) -> WriterStatus:
@@ -205,10 +213,29 @@ class OnlineWriter:
 
 
 def _end_the_dead(shared: Shared) -> None:
-    """Only one writer lives: runs that did not end were killed."""
-    for run in shared.store.runs.latest(None):
-        if (run.kind, run.status) == (KIND, "running"):
-            error = f"it was killed; {shared.run_id} went on with what waited"
-            ended = replace(run, status="failed", report={**run.report, "error": error})
-            with shared.writing():
-                shared.store.runs.write(ended)
+    """Only one writer lives: runs of its kinds that did not end were killed. What one has changed
+    is whole, and the same request goes on with what it left."""
+    told = {
+        KIND: f"{shared.run_id} went on with what waited",
+        "sleep": "sleep again to go on",
+        "erase": "erase again to go on",
+    }
+    running = [run for run in shared.store.runs.latest(None) if run.status == "running"]
+    for run in running:
+        if run.kind not in told or (run.kind == "sleep" and not _is_dead_sleep(shared, run)):
+            continue
+        error = f"it was killed; {told[run.kind]}"
+        ended = replace(run, status="failed", report={**run.report, "error": error})
+        with shared.writing():
+            shared.store.runs.write(ended)
+
+
+def _is_dead_sleep(shared: Shared, run: Run) -> bool:
+    """Whether it was the sleep of one user, and nobody sleeps. The batch ends its own runs."""
+    if run.request.get("user_id") is None:
+        return False
+    try:
+        with Leases(shared.store.database).held(SLEEPING, SLEEPING):
+            return True
+    except StoreError:
+        return False

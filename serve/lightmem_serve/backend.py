@@ -17,8 +17,10 @@ from lightmem_core.long_term.retrieve import Hit, Query
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory
 from lightmem_core.online.jobs import JobStore
-from lightmem_core.online.service import Accepted, Context, Incoming, Reading, Writing
-from lightmem_core.online.writer import WriterStatus
+from lightmem_core.online.overview import Asked, Changes, Story, TimeLine
+from lightmem_core.online.reader import OnlineReader
+from lightmem_core.online.service import Accepted, Context, Incoming
+from lightmem_core.online.writer import OnlineWriter, WriterStatus
 from lightmem_core.protocols import Filter
 from lightmem_core.types import Entry
 from lightmem_serve.errors import told
@@ -40,30 +42,40 @@ class Searched:
 
 
 class Reader(Protocol):
-    """`Reading`, awaited. Errors are those of `lightmem_core.online.service`."""
+    """`OnlineReader`, awaited."""
 
     async def search(self, query: Query) -> Searched: ...
-    async def get(self, entry_id: str, user_id: str | None = None) -> Entry | None: ...
+    async def get(self, memory_id: str, user_id: str | None = None) -> Entry | None: ...
+    async def written(self, user_id: str, message_ids: Sequence[str]) -> Entries: ...
     async def list(
-        self, user_id: str, limit: int, after: str = "", wanted: Filter | None = None
+        self,
+        user_id: str,
+        limit: int,
+        after: str = "",
+        wanted: Filter | None = None,
+        show_expired: bool = False,
     ) -> Entries: ...
-    async def history(self, entry_id: str, user_id: str) -> EntryHistory: ...
+    async def history(self, memory_id: str, user_id: str) -> EntryHistory: ...
+    async def story(self, entry_id: str, user_id: str, reach: int) -> Story: ...
+    async def time_line(self, user_id: str, asked: Asked) -> TimeLine: ...
+    async def changes(self, user_id: str, limit: int, run_id: str = "") -> Changes: ...
     async def context(self, query: Query, tokens: int) -> Context: ...
     async def users(self, limit: int, after: str = "", prefix: str = "") -> Sequence[str]: ...
-    async def runs(self) -> Sequence[Run]: ...
+    async def runs(self, kind: str = "", limit: int = ..., after: str = "") -> Sequence[Run]: ...
+    async def run(self, run_id: str) -> Run | None: ...
 
 
 class Writer(Protocol):
-    """`Writing`, awaited."""
+    """`OnlineWriter`, awaited."""
 
     async def add(
         self, user_id: str, session_id: str, messages: Sequence[Incoming]
-    ) -> list[Accepted]: ...
+    ) -> Sequence[Accepted]: ...
     async def flush(self, user_id: str) -> int: ...
     async def update(
-        self, user_id: str, entry_id: str, text: str | None = None, metadata: str | None = None
+        self, user_id: str, memory_id: str, text: str | None = None, metadata: str | None = None
     ) -> Entry: ...
-    async def delete(self, user_id: str, entry_id: str) -> None: ...
+    async def delete(self, user_id: str, memory_id: str) -> None: ...
     async def erase(self, user_id: str) -> dict[str, int]: ...
     async def sleep(self, user_id: str) -> dict[str, int]: ...
     async def status(self) -> WriterStatus: ...
@@ -76,7 +88,7 @@ async def in_pool(pool: Executor, call: Callable[..., T], *args: Any) -> T:
 
 
 class InThreads:
-    """Makes the calls of a `Reading` or a `Writing` in threads. A caller who leaves does not stop
+    """Makes the calls of a reader or a writer in threads. A caller who leaves does not stop
     what has begun."""
 
     def __init__(self, served: Any):
@@ -92,10 +104,10 @@ class InThreads:
 
 
 class ThreadedReader(InThreads):
-    """A `Reading` of this process."""
+    """A reader of this process."""
 
-    def __init__(self, reading: Reading):
-        super().__init__(reading)
+    def __init__(self, reader: OnlineReader):
+        super().__init__(reader)
 
     async def search(self, query: Query) -> Searched:
         started = perf_counter()
@@ -107,18 +119,18 @@ class ThreadedReader(InThreads):
 
 
 class ThreadedWriter(InThreads):
-    """A `Writing` of this process."""
+    """A writer of this process."""
 
-    def __init__(self, writing: Writing):
-        super().__init__(writing)
+    def __init__(self, writer: OnlineWriter):
+        super().__init__(writer)
 
 
 @dataclass(slots=True)
 class Server:
     """What a running server has. Work that must not meet an erase holds `quiet`."""
 
-    reader: Any
-    writer: Any
+    reader: Reader
+    writer: Writer
     config: ServeConfig
     metrics: Metrics
     jobs: JobStore

@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from lightmem_core.errors import (
-    ConflictError,
     ConfigError,
+    ConflictError,
     LightMemError,
     NotFoundError,
     RequestError,

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lightmem_core.config import LimitsConfig
@@ -87,6 +88,7 @@ class Guard:
             raise refused(503, "the server has more requests than it can bear", RETRY_AFTER)
         try:
             async with asyncio.timeout(self._seconds(kind, scope)) as send.limit:
+                scope.setdefault("state", {})["limit"] = send.limit
                 await self._admitted(kind, scope, receive, send)
         except TimeoutError as error:
             raise refused(504, "not answered in time: what was sent may be stored") from error
@@ -145,6 +147,11 @@ class Replay:
             return await self.receive()
         self.given = True
         return {"type": "http.request", "body": self.body, "more_body": False}
+
+
+def allow(request: Request, seconds: float) -> None:
+    """Give a request that much time from now on: what it asks for, its path does not tell."""
+    request.state.limit.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 async def _body(headers: Headers, receive: Receive, limit: int) -> bytes:

@@ -47,7 +47,8 @@ class MessageModel(Answer):
 class Memory(Answer):
     """A memory under mem0's keys, with where it came from. `said_at` and `event_at` are UTC
     milliseconds: when it was said, and what it speaks of. One that waits is a message that is not
-    extracted yet; `superseded_by` is the memory that took the place of this one."""
+    extracted yet; `reason` says why that failed, if it did, and it is tried again. `superseded_by`
+    is the memory that took the place of this one."""
 
     id: str
     memory: str
@@ -66,6 +67,7 @@ class Memory(Answer):
     event_at: int | None
     sources: list[SourceModel]
     superseded_by: str | None
+    reason: str | None = None
 
 
 class Found(Memory):
@@ -89,14 +91,16 @@ class MemoriesResponse(Answer):
 
 class Added(Answer):
     """What became of a message. An ADD is durable, and searches find it from now on; NONE was there
-    before. While it waits the id is the message's; who waits for its extraction is told of the
-    memories instead. `position` is its place in the session."""
+    before. The id is the message's, and later stands for the memories that came of it; who waits
+    for its extraction is told of these instead. One that `failed` waits too: it is tried again, and
+    `reason` says why. `position` is its place in the session."""
 
     id: str
     memory: str
     event: Literal["ADD", "NONE"]
-    state: Literal["waiting", "stored"]
+    state: Literal["waiting", "stored", "failed"]
     position: int
+    reason: str | None = None
 
 
 class AddResponse(Answer):
@@ -172,7 +176,10 @@ class RunModel(Answer):
 
 
 class RunsResponse(Answer):
+    """Runs, newest first. `next` is what to give as `after` for more."""
+
     results: list[RunModel]
+    next: str | None
 
 
 class Health(Answer):

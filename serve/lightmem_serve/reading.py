@@ -1,6 +1,6 @@
 """The reader on Ray Serve: queries that arrive together are embedded together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import Any, TypeVar
@@ -14,13 +14,14 @@ from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory
 from lightmem_core.online.overview import Asked, Changes, Story, TimeLine
-from lightmem_core.online.reader import OnlineReader
+from lightmem_core.online.reader import MOST_RUNS, OnlineReader
 from lightmem_core.online.service import Context
 from lightmem_core.protocols import Filter
 from lightmem_core.types import Entry
 from lightmem_serve.backend import Searched, in_pool
 
 THREADS = 8  # that read and rank at once
+SEARCHERS = 2  # that look for an id in the whole store
 T = TypeVar("T")
 # where a method is named `list`
 Entries = list[Entry]
@@ -37,6 +38,7 @@ class Reader:
         self.reader = OnlineReader(config.memory)
         self.embedding = ThreadPoolExecutor(1, "embed")
         self.threads = ThreadPoolExecutor(THREADS, "read")
+        self.searchers = ThreadPoolExecutor(SEARCHERS, "search")
         batched: Any = self.embedded
         batched.set_max_batch_size(config.serve.max_batch_size)
         batched.set_batch_wait_timeout_s(config.serve.batch_wait_ms / 1000)
@@ -58,8 +60,14 @@ class Reader:
         found = await self.search(query)
         return await self._read(self.reader.packed, found.hits, tokens)
 
-    async def get(self, entry_id: str, user_id: str | None = None) -> Entry | None:
-        return await self._read(self.reader.get, entry_id, user_id)
+    async def get(self, memory_id: str, user_id: str | None = None) -> Entry | None:
+        """To look for whose an id is keeps none waiting who names a user."""
+        if user_id or self.reader.known_owner(memory_id):
+            return await self._read(self.reader.get, memory_id, user_id)
+        return await in_pool(self.searchers, self.reader.get, memory_id)
+
+    async def written(self, user_id: str, message_ids: Sequence[str]) -> Entries:
+        return await self._read(self.reader.written, user_id, message_ids)
 
     async def list(
         self,
@@ -71,8 +79,8 @@ class Reader:
     ) -> Entries:
         return await self._read(self.reader.list, user_id, limit, after, wanted, show_expired)
 
-    async def history(self, entry_id: str, user_id: str) -> EntryHistory:
-        return await self._read(self.reader.history, entry_id, user_id)
+    async def history(self, memory_id: str, user_id: str) -> EntryHistory:
+        return await self._read(self.reader.history, memory_id, user_id)
 
     async def provenance(self, entry_id: str, user_id: str) -> Provenance:
         return await self._read(self.reader.provenance, entry_id, user_id)
@@ -89,8 +97,11 @@ class Reader:
     async def users(self, limit: int, after: str = "", prefix: str = "") -> Ids:
         return await self._read(self.reader.users, limit, after, prefix)
 
-    async def runs(self) -> Runs:
-        return await self._read(self.reader.runs)
+    async def runs(self, kind: str = "", limit: int = MOST_RUNS, after: str = "") -> Runs:
+        return await self._read(self.reader.runs, kind, limit, after)
+
+    async def run(self, run_id: str) -> Run | None:
+        return await self._read(self.reader.run, run_id)
 
     async def check_health(self) -> None:
         """Raise StoreError if the store holds other vectors than when this replica was started."""

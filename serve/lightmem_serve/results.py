@@ -1,6 +1,7 @@
 """From the store's rows to the answers of the HTTP interface."""
 
 import hashlib
+from collections.abc import Collection
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory, held_since
 from lightmem_core.metadata import EXPIRATION, parsed
 from lightmem_core.online.jobs import Job, Line
+from lightmem_core.online.provisional import WaitingEntry
 from lightmem_core.online.service import Accepted, Incoming
 from lightmem_core.types import DELETED, Entry
 from lightmem_serve.access import Caller
@@ -32,8 +34,6 @@ from lightmem_serve.models import (
     SourceModel,
 )
 from lightmem_serve.schemas import DEFAULT_SESSION
-
-WAITING = "waiting"  # the topic of a message that is found before it is extracted
 
 
 def memory_of(entry: Entry, caller: Caller) -> Memory:
@@ -70,6 +70,7 @@ def _of_entry(entry: Entry, caller: Caller) -> dict[str, Any]:
         "event_at": entry.event_at,
         "sources": [SourceModel(**_fields(SourceModel, source)) for source in places],
         "superseded_by": _successor(entry),
+        "reason": _reason(entry),
     }
 
 
@@ -84,9 +85,19 @@ def added_of(accepted: Accepted, message: Incoming) -> Added:
     )
 
 
-def written_of(entry: Entry) -> Added:
-    place = entry.position
-    return Added(id=entry.id, memory=entry.text, event="ADD", state="stored", position=place)
+def written_of(entry: Entry, new: Collection[str]) -> Added:
+    """What came of messages, of which some are `new`."""
+    sources = {source.message_id for source in (*entry.sources, *entry.absorbed)}
+    reason = _reason(entry)
+    waits = "failed" if reason else "waiting"
+    return Added(
+        id=entry.id,
+        memory=entry.text,
+        event="ADD" if sources & set(new) else "NONE",
+        state=waits if isinstance(entry, WaitingEntry) else "stored",
+        position=entry.position,
+        reason=reason,
+    )
 
 
 def run_of(run: Run) -> RunModel:
@@ -138,7 +149,7 @@ def _ended(job: Job, status: str) -> int | None:
 def state_of(entry: Entry) -> Literal["stored", "waiting", "superseded", "deleted"]:
     if entry.superseded_by:
         return "superseded" if _successor(entry) else "deleted"
-    return "waiting" if entry.topic == WAITING and not entry.run_id else "stored"
+    return "waiting" if isinstance(entry, WaitingEntry) else "stored"
 
 
 def events(history: EntryHistory) -> list[Event]:
@@ -170,6 +181,10 @@ def _event(new: Entry, old: Entry | None, kind: Literal["ADD", "UPDATE", "DELETE
         changed_by=new.changed_by or new.run_id,
         superseded_by=_successor(new),
     )
+
+
+def _reason(entry: Entry) -> str | None:
+    return (entry.reason or None) if isinstance(entry, WaitingEntry) else None
 
 
 def _successor(entry: Entry) -> str | None:

@@ -1,8 +1,9 @@
 """mem0's routes of memories: add, list, get, change, delete, and what a memory was."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 
 from lightmem_core.config import LimitsConfig
 from lightmem_core.metadata import EXPIRATION, parsed
@@ -11,6 +12,7 @@ from lightmem_core.types import Entry
 from lightmem_serve.access import NO_OWNER, Asking, Caller, needs
 from lightmem_serve.backend import Server, Serving
 from lightmem_serve.errors import documented, refused, told
+from lightmem_serve.guard import allow
 from lightmem_serve.models import (
     Added,
     AddResponse,
@@ -48,12 +50,21 @@ Whose = Annotated[Owned, Depends(owned)]
 
 
 @router.post("", dependencies=[writes], responses=documented())
-async def add_memories(asked: AddRequest, caller: Asking, server: Serving) -> AddResponse:
+async def add_memories(
+    asked: AddRequest,
+    request: Request,
+    caller: Asking,
+    server: Serving,
+    idempotency_key: Annotated[str | None, Header(max_length=256)] = None,
+) -> AddResponse:
     """Remember messages. They are durable when this answers, and searches find them from then on.
-    To send the same messages again stores nothing twice."""
+    To send the same messages again stores nothing twice: those that name their time ever, those
+    with the same Idempotency-Key ever, others for as long as the configuration says."""
     owner = caller.owner(asked.user_id, asked.agent_id, asked.run_id)
+    if not asked.async_mode:
+        allow(request, server.config.limits.work_seconds)
     with told():
-        messages = asked.incoming()
+        messages = asked.incoming(idempotency_key or "")
         check_limits(messages, server.config.limits)
         accepted = await server.writer.add(owner, asked.session, messages)
         for outcome in accepted:
@@ -75,46 +86,50 @@ async def list_memories(
     after: Annotated[str, Query(max_length=64)] = "",
     show_expired: bool = False,
 ) -> MemoriesResponse:
-    """The memories of a user, newest first. Without a user, an agent or a run: of everyone, which
-    needs a key with the scope admin."""
+    """The memories of a user, newest first. Without a user, an agent or a run: of everyone, user by
+    user, which needs a key with the scope admin."""
     size = top_k or limit or 100
     named = whose.user_id or whose.agent_id or whose.run_id or caller.user_id
     if not named:
-        return await _everyones(server, caller, size)
-    owner = caller.owner(whose.user_id, whose.agent_id, whose.run_id)
-    with told():
-        wanted = narrowed(whose)
-        found = await server.reader.list(owner, size + 1, after, wanted, show_expired)
+        found = await _everyones(server, caller, size + 1, after, show_expired)
+    else:
+        owner = caller.owner(whose.user_id, whose.agent_id, whose.run_id)
+        with told():
+            wanted = narrowed(whose)
+            found = await server.reader.list(owner, size + 1, after, wanted, show_expired)
     results = [memory_of(entry, caller) for entry in found[:size]]
     return MemoriesResponse(results=results, next=results[-1].id if len(found) > size else None)
 
 
 @router.get("/{memory_id}", dependencies=[reads], responses=documented(404))
 async def get_memory(memory_id: MemoryId, caller: Asking, server: Serving) -> Memory:
+    """A memory by its id, or by that of a message: the first one that came of it."""
     return memory_of(await _entry(server, caller, memory_id), caller)
 
 
-@router.put("/{memory_id}", dependencies=[writes], responses=documented(404))
+@router.put("/{memory_id}", dependencies=[writes], responses=documented(404, 409))
 async def update_memory(
     memory_id: MemoryId, asked: UpdateRequest, caller: Asking, server: Serving
 ) -> UpdateResponse:
-    """Change a memory. What it was stays in its history; a new text is found by what it says."""
+    """Change a memory. What it was stays in its history; a new text is found by what it says. The
+    id of a message of which several came is refused, and they are named."""
     entry = await _entry(server, caller, memory_id)
     with told():
         said = _metadata(asked, entry)
         text = asked.text or asked.data
-        changed = await server.writer.update(entry.user_id, entry.id, text, said)
+        changed = await server.writer.update(entry.user_id, memory_id, text, said)
     memory = memory_of(changed, caller)
     return UpdateResponse(message="Memory updated successfully!", memory=memory)
 
 
-@router.delete("/{memory_id}", dependencies=[writes], responses=documented(404))
+@router.delete("/{memory_id}", dependencies=[writes], responses=documented(404, 409))
 async def delete_memory(memory_id: MemoryId, caller: Asking, server: Serving) -> Done:
-    """Hide a memory from every search and list; its history stays. To erase a user: DELETE
+    """Hide a memory from every search and list; its history stays. The id of a message means the
+    one that came of it, or of several those that came of it alone. To erase a user: DELETE
     /memories?user_id="""
     entry = await _entry(server, caller, memory_id)
     with told():
-        await server.writer.delete(entry.user_id, entry.id)
+        await server.writer.delete(entry.user_id, memory_id)
     return Done(message="Memory deleted successfully")
 
 
@@ -158,24 +173,30 @@ async def _entry(server: Server, caller: Caller, memory_id: str) -> Entry:
         return caller.own(await server.reader.get(memory_id, caller.user_id or None))
 
 
-async def _written(server: Server, owner: str, accepted: list[Accepted]) -> list[Added]:
-    """The memories that were written of these messages."""
-    ids = {outcome.message_id for outcome in accepted}
-    found = await server.reader.list(owner, PAGE)
-    mine = [entry for entry in found if ids & {source.message_id for source in entry.sources}]
-    return [written_of(entry) for entry in sorted(mine, key=lambda entry: entry.order)]
+async def _written(server: Server, owner: str, accepted: Sequence[Accepted]) -> list[Added]:
+    """The memories that came of these messages, and those of them that wait."""
+    new = {outcome.message_id for outcome in accepted if outcome.state == "accepted"}
+    ids = [outcome.message_id for outcome in accepted]
+    return [written_of(entry, new) for entry in await server.reader.written(owner, ids)]
 
 
-async def _everyones(server: Server, caller: Caller, size: int) -> MemoriesResponse:
+async def _everyones(
+    server: Server, caller: Caller, size: int, after: str, show_expired: bool
+) -> list[Entry]:
+    """User by user, those behind the memory `after`."""
     if not caller.may("admin"):
         raise refused(400, NO_OWNER)
+    first = (await _entry(server, caller, after)).user_id if after else ""
     found: list[Entry] = []
     with told():
-        async for owner in stored_users(server.reader, caller):
-            found += await server.reader.list(owner, size - len(found))
+        if first:
+            found += await server.reader.list(first, size, after, None, show_expired)
+        async for owner in stored_users(server.reader, caller, first):
             if len(found) >= size:
                 break
-    return MemoriesResponse(results=[memory_of(entry, caller) for entry in found], next=None)
+            more = size - len(found)
+            found += await server.reader.list(owner, more, "", None, show_expired)
+    return found
 
 
 def _metadata(asked: UpdateRequest, entry: Entry) -> str | None:

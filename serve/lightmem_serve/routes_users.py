@@ -71,9 +71,18 @@ async def reset(caller: Asking, server: Serving, confirm: Literal["all"] | None 
 
 
 @router.get("/runs", dependencies=[rules], responses=documented())
-async def list_runs(caller: Asking, server: Serving) -> RunsResponse:
-    """The latest runs on the store, of all tenants: only for a key of the default tenant."""
+async def list_runs(
+    caller: Asking,
+    server: Serving,
+    kind: Annotated[str, Query(max_length=64)] = "",
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+    after: Annotated[str, Query(max_length=100)] = "",
+) -> RunsResponse:
+    """Runs on the store, newest first, of a kind (such as backfill or sleep) or of all. They are of
+    all tenants: only for a key of the default tenant."""
     if caller.tenant or caller.user_id:
         raise refused(403, "runs are shown to keys of the default tenant that open all users")
     with told():
-        return RunsResponse(results=[run_of(run) for run in await server.reader.runs()])
+        found = await server.reader.runs(kind, limit + 1, after)
+    results = [run_of(run) for run in found[:limit]]
+    return RunsResponse(results=results, next=results[-1].id if len(found) > limit else None)

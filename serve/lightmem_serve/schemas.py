@@ -1,5 +1,6 @@
 """Requests of the HTTP interface: mem0's fields under mem0's names, and those of ours."""
 
+from dataclasses import replace
 from datetime import UTC, date
 from typing import Annotated
 
@@ -60,8 +61,9 @@ class AddRequest(Owned):
     def session(self) -> str:
         return self.run_id or DEFAULT_SESSION
 
-    def incoming(self) -> list[Incoming]:
-        """Raise BadField or RequestError for a message that cannot be stored."""
+    def incoming(self, key: str = "") -> list[Incoming]:
+        """With the `key` of a request that may be sent again. Raise BadField or RequestError for a
+        message that cannot be stored."""
         if self.memory_type or self.prompt:
             raise RequestError(
                 "memory_type and prompt cannot be given: the configuration says how is extracted"
@@ -69,7 +71,10 @@ class AddRequest(Owned):
         given = self.messages
         messages = [MessageIn(role="user", content=given)] if isinstance(given, str) else given
         said = metadata_text(self.metadata, self.expiration_date) or ""
-        return [self._incoming(message, said) for message in messages]
+        found = [self._incoming(message, said) for message in messages]
+        if not key:
+            return found
+        return [replace(one, key=f"{at} {key}") for at, one in enumerate(found)]
 
     def _incoming(self, message: MessageIn, said: str) -> Incoming:
         time = message.timestamp if message.timestamp is not None else self.timestamp

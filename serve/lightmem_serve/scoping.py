@@ -56,9 +56,9 @@ def query_of(caller: Caller, asked: SearchRequest | ContextRequest) -> Query:
     )
 
 
-def narrowed(asked: Owned, session: str | None = None) -> Tree | None:
+def narrowed(asked: Owned) -> Tree | None:
     """A filter on the agent and the run that a request names, None if it names neither."""
-    named = {"agent_id": asked.agent_id, "run_id": session or asked.run_id}
+    named = {"agent_id": asked.agent_id, "run_id": asked.run_id}
     given = {key: value for key, value in named.items() if value}
     return parse(given) if given else None
 

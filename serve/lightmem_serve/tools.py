@@ -174,7 +174,7 @@ class Tool:
 
 
 async def add(asked: Asked, given: Add) -> Remembered:
-    """Remember something that was said. It is found from now on. Said again it is stored once."""
+    """Remember something that was said. It is found from now on. Sent again it is stored once."""
     request = AddRequest(messages=given.said, timestamp=given.timestamp, metadata=given.metadata)
     messages = request.incoming()
     check_limits(messages, asked.server.config.limits)
@@ -231,9 +231,9 @@ async def get(asked: Asked, given: ById) -> Details:
 
 async def delete(asked: Asked, given: ById) -> Deleted:
     """Forget a memory: no search and no list shows it any more."""
-    entry = await _own(asked, given.memory_id)
-    await asked.server.writer.delete(asked.owner, entry.id)
-    return Deleted(deleted=entry.id)
+    await _own(asked, given.memory_id)
+    await asked.server.writer.delete(asked.owner, given.memory_id)
+    return Deleted(deleted=given.memory_id)
 
 
 async def sleep(asked: Asked, given: Takes) -> Slept:

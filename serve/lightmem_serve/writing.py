@@ -14,7 +14,8 @@ from lightmem_core.online.writer import OnlineWriter, WriterStatus
 from lightmem_core.types import Entry
 from lightmem_serve.backend import in_pool
 
-THREADS = 8  # that change entries, extract on request, sleep or erase at once
+THREADS = 8  # that change entries or extract on request at once
+SLEEPERS = 2  # that sleep or erase, one after the other: they keep nobody else waiting
 MAX_ONGOING = 1_000  # requests, most of which wait for their commit
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ class Writer:
         self.writer.start()
         self.adding = ThreadPoolExecutor(1, "add")
         self.threads = ThreadPoolExecutor(THREADS, "write")
+        self.sleepers = ThreadPoolExecutor(SLEEPERS, "sleep")
         batched: Any = self.accepted
         batched.set_max_batch_size(config.serve.max_batch_size)
         batched.set_batch_wait_timeout_s(config.serve.batch_wait_ms / 1000)
@@ -54,10 +56,10 @@ class Writer:
         await self._write(self.writer.delete, user_id, entry_id)
 
     async def erase(self, user_id: str) -> dict[str, int]:
-        return await self._write(self.writer.erase, user_id)
+        return await self._alone(self.writer.erase, user_id)
 
     async def sleep(self, user_id: str) -> dict[str, int]:
-        return await self._write(self.writer.sleep, user_id)
+        return await self._alone(self.writer.sleep, user_id)
 
     async def status(self) -> WriterStatus:
         return self.writer.status()
@@ -74,12 +76,15 @@ class Writer:
         if hasattr(self, "writer"):  # else it was never begun
             self.writer.close()
 
+    async def _alone(self, call: Callable[..., T], *args: Any) -> T:
+        return await in_pool(self.sleepers, call, *args)
+
     async def _write(self, call: Callable[..., T], *args: Any) -> T:
         return await in_pool(self.threads, call, *args)
 
 
 def writer_of(config: Config) -> serve.Application:
-    """One replica: a second one would wait until the first gives its lease back."""
+    """One replica: a second one waits for the lease of the first, and fails after 90 seconds."""
     return Writer.options(
         num_replicas=1,
         max_ongoing_requests=MAX_ONGOING,

@@ -5,7 +5,6 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
-from lightmem_core.formats.timestamps import parse_time
 from lightmem_core.long_term import retrieve
 from lightmem_core.metadata import DAY_MS
 from lightmem_core.online.overview import Asked
@@ -19,6 +18,7 @@ from lightmem_serve.explorer.lanes import lanes
 from lightmem_serve.explorer.people import may_list, people
 from lightmem_serve.explorer.places import HOME, url
 from lightmem_serve.explorer.rendering import answer
+from lightmem_serve.schemas import asked_time
 
 PAGE = 100
 REACH = 3  # messages shown around those that a memory came from

@@ -14,6 +14,9 @@ from lightmem_serve.explorer.people import may_see_runs
 from lightmem_serve.explorer.places import HOME
 from lightmem_serve.explorer.rendering import answer
 
+PAGE = 100
+KINDS = ("backfill", "sleep", "retry", "undo", "reembed", "import", "erase", "online")
+
 
 def sees_runs(caller: Asking) -> None:
     if not may_see_runs(caller):
@@ -25,11 +28,22 @@ router = APIRouter(prefix=HOME, include_in_schema=False, dependencies=rules)
 
 
 @router.get("/runs")
-async def runs(request: Request, server: Serving) -> Response:
-    """The latest runs."""
+async def runs(
+    request: Request,
+    server: Serving,
+    kind: Annotated[str, Query(max_length=64)] = "",
+    after: Annotated[str, Query(max_length=100)] = "",
+) -> Response:
+    """A page of the runs, of a kind or of all, newest first."""
     with told():
-        found = await server.reader.runs()
-    return answer(request, "runs.html", runs=found, views=views, reports=reports)
+        found = await server.reader.runs(kind, PAGE + 1, after)
+    shown = {
+        "runs": found[:PAGE],
+        "kind": kind,
+        "kinds": KINDS,
+        "older": found[PAGE - 1].id if len(found) > PAGE else None,
+    }
+    return answer(request, "runs.html", **shown, views=views, reports=reports)
 
 
 @router.get("/run")
@@ -38,9 +52,9 @@ async def run(
 ) -> Response:
     """The report of a run, with plots."""
     with told():
-        found = next((run for run in await server.reader.runs() if run.id == id), None)
+        found = await server.reader.run(id)
     if found is None:
-        raise refused(404, "there is no such run among the latest")
+        raise refused(404, "there is no such run")
     shown = {
         "run": found,
         "name": views.run_name(found.id),
