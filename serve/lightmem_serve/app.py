@@ -10,6 +10,7 @@ from ray.exceptions import (
     ObjectLostError,
     RayActorError,
     RaySystemError,
+    RayTaskError,
     WorkerCrashedError,
 )
 from ray.serve.exceptions import (
@@ -57,6 +58,8 @@ class Handles:
                 raise StoreError("the server has more requests than it can bear") from error
             except GONE as error:
                 raise StoreError("a part of the server is being replaced: try again") from error
+            except RayTaskError as error:  # its own text is a traceback, which is the log's
+                raise error.cause from error
 
         return asked
 

@@ -23,8 +23,8 @@ def said(*texts: str, **other) -> list[Incoming]:
 class Talk:
     """A session as a server keeps it."""
 
-    def __init__(self, *stored: Message):
-        self.session = Session(stored, ())
+    def __init__(self, *stored: Message, span: float = float("inf")):
+        self.session = Session(stored, (), span=span)
 
     def add(self, *messages: Incoming, now: int = NOW) -> str:
         """n for each new message, d for each duplicate."""
@@ -143,3 +143,32 @@ def test_what_can_be_no_message_is_told_why(wrong: dict, told: str):
 def test_ids_that_no_row_can_hold_are_refused(ids: tuple[str, str]):
     with pytest.raises(ValueError, match="_id"):
         posted(*ids, said("hi"))
+
+
+HOUR = 3_600_000
+
+
+def test_the_same_words_are_said_anew_once_the_time_for_a_repeat_is_over():
+    talk = Talk(span=HOUR)
+    running = said("I went running today")
+    assert [talk.add(*running, now=NOW + at) for at in (0, HOUR, HOUR + 1)] == ["n", "d", "n"]
+    assert talk.add(*running, now=NOW + 2 * HOUR) == "d"  # it is the second one that is sent again
+    assert talk.texts == ["I went running today"] * 2
+
+
+def test_a_conversation_that_went_on_until_now_is_recognised_however_long_it_is():
+    talk, whole = Talk(span=HOUR), said("hi", "yes", "really", "yes", "sure", "yes", "good", "yes")
+    for end in range(2, len(whole) + 1, 2):
+        talk.add(*whole[:end], now=NOW + end * HOUR // 2)
+    assert talk.texts == [m.content for m in whole]
+    assert talk.add(*whole, now=NOW + 9 * HOUR) == "n" * len(whole)
+
+
+def test_a_key_tells_words_that_are_sent_again_from_those_that_are_said_again():
+    talk = Talk(span=HOUR)
+    keys = ("monday", "monday", "tuesday", "monday")
+    assert [talk.add(*said("I ran", key=key), now=NOW + at) for at, key in enumerate(keys)] == [
+        *("n", "d", "n", "d")
+    ]
+    assert talk.add(*said("I ran", key="monday"), now=NOW + 99 * HOUR) == "d"
+    assert talk.add(*said("I swam", key="monday")) == "n"

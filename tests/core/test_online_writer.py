@@ -11,7 +11,7 @@ import pytest
 
 from lightmem_core import factory, load_config
 from lightmem_core.config import Config
-from lightmem_core.errors import LLMUnavailableError, StoreError
+from lightmem_core.errors import LLMUnavailableError, NotFoundError, StoreError
 from lightmem_core.formats import fields
 from lightmem_core.history import ordered_history
 from lightmem_core.long_term import tables
@@ -19,6 +19,7 @@ from lightmem_core.long_term.lease import Leases
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.online import inbox as inbox_module
 from lightmem_core.online import writer as writer_module
+from lightmem_core.online.recalled import sessions_of
 from lightmem_core.online.service import Accepted, Incoming
 from lightmem_core.online.sessions import posted
 from lightmem_core.online.writer import OnlineWriter
@@ -285,6 +286,49 @@ def test_only_one_process_writes_online(config: Config, writer: OnlineWriter):
     assert runs == [("online", "done")] * 2
 
 
+def test_words_that_are_sent_again_are_stored_once_also_after_a_death_and_said_again_twice(
+    config: Config, opened: Callable[[], OnlineWriter]
+):
+    serve = config.serve.model_copy(update={"repeat_within_s": 4.0})
+    running = [Incoming("user", "I went running today")]
+    states = []
+    for wait_s in (0, 0, 4.1, 0):
+        time.sleep(wait_s)
+        writer = opened()
+        writer.shared.config = config.model_copy(update={"serve": serve})
+        states.append(writer.add("ada", "default", running)[0].state)
+        writer.flush("ada")
+    assert states == ["accepted", "duplicate", "accepted", "duplicate"]
+    assert [m.content for m in stored(writer.shared.store)[1]] == ["I went running today"] * 2
+
+
+def test_a_session_of_any_length_is_read_in_part(writer: OnlineWriter):
+    ids = [a.message_id for a in writer.add("ada", "s1", said(200))]
+    writer.flush("ada")
+    shard, inbox = writer.shared.store.shard_for("ada"), writer.shared.inbox_for("ada")
+    asked = [*said(1, 7), Incoming("user", "it is new"), Incoming("user", "so is this")]
+    request = posted("ada", "s1", asked)
+    (session,) = sessions_of(shard, inbox, [request], tables.now_ms(), 1_000).values()
+    assert sorted(session.by_id) == sorted([ids[7], *ids[-2:]])
+    taken = session.take(request.messages, tables.now_ms())
+    assert [(a.state, a.position) for _, a in taken] == [
+        ("duplicate", 7),
+        ("accepted", 200),
+        ("accepted", 201),
+    ]
+
+
+def test_no_more_than_may_wait_is_taken_in(config: Config, writer: OnlineWriter):
+    limits = config.serve.limits.model_copy(update={"waiting": 3})
+    serve = config.serve.model_copy(update={"limits": limits})
+    writer.shared.config = config.model_copy(update={"serve": serve})
+    writer.add("ada", "s1", said(3))
+    with pytest.raises(StoreError, match="3 messages wait"):
+        writer.add("bob", "s1", said(1))
+    writer.flush("ada")
+    assert writer.add("bob", "s1", said(1))[0].state == "accepted"
+
+
 # --- in the background -------------------------------------------------------------------------
 
 
@@ -414,6 +458,34 @@ def test_what_the_batch_stores_meanwhile_leaves_the_inbox(config: Config, writer
         "it is 2 o'clock",
         "it is 3 o'clock",
     ]
+
+
+def test_a_lease_that_is_lost_during_a_commit_leaves_it_unacknowledged(
+    opened: Callable[[], OnlineWriter], monkeypatch: pytest.MonkeyPatch
+):
+    writer = opened()
+    accept = inbox_module.Inbox.accept
+
+    def stalled(self: inbox_module.Inbox, rows: Sequence) -> None:
+        accept(self, rows)
+        assert writer.shared.hold._hold is not None
+        writer.shared.hold._hold.until = 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inbox_module.Inbox, "accept", stalled)
+        with pytest.raises(StoreError, match="lost its hold"):
+            writer.add("ada", "s1", said(2))
+    assert {a.state for a in opened().add("ada", "s1", said(2))} == {"duplicate"}
+
+
+def test_only_a_commit_counts_as_a_write(writer: OnlineWriter):
+    before = writer.shared.last_write_at = 1
+    assert writer.flush("ada") == 0
+    with pytest.raises(NotFoundError):
+        writer.delete("ada", "0" * 32)
+    assert writer.status().last_write_at == before
+    writer.add("ada", "s1", said(1))
+    assert writer.status().last_write_at > before
 
 
 def test_a_lost_lease_stops_every_write(writer: OnlineWriter):

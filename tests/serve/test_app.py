@@ -118,7 +118,8 @@ def test_the_writer_is_reached_and_its_errors_are_told(server):
             pass
         assert len(client.get_all(user_id="eve").results) == 1
         assert client.delete_all(user_id="eve").counts
-    assert post(f"{url}/search", {"user_id": "bob", "query": "x", "rerank": True})[0] == 400
+    status, answer = post(f"{url}/search", {"user_id": "bob", "query": "x", "rerank": True})
+    assert (status, "\n" in answer["detail"]) == (400, False), answer
     assert post(f"{url}/users/bob/sleep", {})[0] == 200
 
 

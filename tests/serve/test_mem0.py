@@ -1,6 +1,10 @@
 """What mem0's self-hosted server documents of its requests and answers, on ours."""
 
+from collections.abc import Sequence
+
 import pytest
+
+from lightmem_core.types import Buffer, Fact
 
 KEYS = {
     *("id", "memory", "user_id", "agent_id", "run_id", "hash", "expiration_date"),
@@ -23,6 +27,108 @@ def test_messages_are_remembered_and_found_before_and_after_their_extraction(ser
     assert stored["state"] == "stored"
     assert "Porto" in stored["memory"]
     assert [source["message_id"] for source in stored["sources"]] == [added["id"]]
+
+
+def test_the_id_that_adding_gives_stands_for_the_memory_once_it_is_extracted(server):
+    (added,) = server.say("m-id", PORTO, flush=False)
+    path = f"/memories/{added['id']}"
+    server.done("POST", "/users/m-id/flush")
+    memory = server.done("GET", path)
+    assert (memory["state"], memory["id"] == added["id"]) == ("stored", False)
+    assert [source["message_id"] for source in memory["sources"]] == [added["id"]]
+    changed = server.done("PUT", path, {"text": "I moved to Faro in May"})["memory"]
+    assert (changed["id"], changed["memory"]) == (memory["id"], "I moved to Faro in May")
+    assert server.done("DELETE", path) == {"message": "Memory deleted successfully"}
+    events = server.done("GET", f"{path}/history")
+    assert [event["event"] for event in events] == ["ADD", "UPDATE", "DELETE"]
+    assert server.done("GET", path)["state"] == "deleted"
+    assert server.call("DELETE", path).status == 404
+    other = server.make_key(user="m-id-other")
+    for method, body in (("GET", None), ("PUT", {"text": "x"}), ("DELETE", None)):
+        assert server.call(method, path, body, key=other).status == 404
+
+
+class Halves:
+    """Two facts of each message, and none of one that it cannot read."""
+
+    name = "halves"
+
+    def generate(self, buffers: Sequence[Buffer]) -> list[list[Fact] | str]:
+        return [self._facts(buffer) for buffer in buffers]
+
+    def _facts(self, buffer: Buffer) -> list[Fact] | str:
+        if any("unreadable" in message.content for message in buffer.messages):
+            return "bad reply"
+        parts = [message.content.split(" and ") for message in buffer.messages]
+        return [Fact(text, (at,)) for at, texts in enumerate(parts) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def halving(start):
+    with start(generator=f"{__name__}:Halves", limits={"waiting": 3}) as running:
+        yield running
+
+
+def test_the_id_of_a_message_of_which_several_memories_came(halving):
+    (added,) = halving.say("m-two", "I moved to Porto and I like pasta", flush=False)
+    path = f"/memories/{added['id']}"
+    halving.done("POST", "/users/m-two/flush")
+    listed = halving.done("GET", "/memories?user_id=m-two")["results"]
+    second, first = (memory["id"] for memory in listed)
+    assert halving.done("GET", path)["id"] == first
+    refused = halving.call("PUT", path, {"text": "x"})
+    assert refused.status == 409
+    assert first in refused.body["detail"]
+    assert second in refused.body["detail"]
+    halving.done("DELETE", path)
+    assert halving.texts("m-two") == set()
+
+
+def test_who_waits_is_told_of_memories_of_another_day(halving):
+    about = {"expiration_date": "2001-01-01", "timestamp": 1_000_000_000}
+    written = halving.say("m-old", "I moved to Porto and I like pasta", **about)
+    assert [one["memory"] for one in written] == ["I moved to Porto", "I like pasta"]
+    assert {(one["event"], one["state"]) for one in written} == {("ADD", "stored")}
+    again = halving.say("m-old", "I moved to Porto and I like pasta", **about)
+    assert [(one["id"], one["event"]) for one in again] == [(one["id"], "NONE") for one in written]
+
+
+def test_who_waits_is_told_that_the_extraction_failed_and_why(halving):
+    good, bad = halving.say("m-bad", "I like pasta", "this is unreadable")
+    assert (good["state"], good["reason"]) == ("stored", None)
+    assert (bad["state"], bad["reason"]) == ("failed", "bad reply")
+    shown = halving.done("GET", f"/memories/{bad['id']}")
+    assert (shown["state"], shown["reason"]) == ("waiting", "bad reply")
+    assert halving.call("PUT", f"/memories/{bad['id']}", {"text": "x"}).status == 409
+    halving.done("DELETE", f"/memories/{bad['id']}")
+    assert halving.texts("m-bad") == {"I like pasta"}
+
+
+def test_no_more_is_taken_in_than_may_wait(halving):
+    halving.say("m-full", "one", "two", "three", flush=False)
+    body = {"messages": "four", "user_id": "m-full"}
+    reply = halving.call("POST", "/memories", body)
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+    halving.done("POST", "/users/m-full/flush")
+    assert halving.done("POST", "/memories", body)["results"][0]["event"] == "ADD"
+
+
+def test_a_key_says_whether_the_same_words_are_sent_again_or_said_again(server):
+    body = {"messages": [{"role": "user", "content": "I went running"}] * 2, "user_id": "m-key"}
+
+    def ids(key: str) -> list[tuple[str, str]]:
+        headers = {"Idempotency-Key": key} if key else {}
+        found = server.done("POST", "/memories", body, headers=headers)["results"]
+        return [(one["id"], one["event"]) for one in found]
+
+    first = ids("monday")
+    assert [event for _, event in first] == ["ADD", "ADD"]
+    assert ids("monday") == [(id, "NONE") for id, _ in first]
+    second = ids("tuesday")
+    assert [event for _, event in second] == ["ADD", "ADD"]
+    server.done("POST", "/users/m-key/flush")
+    assert ids("monday") == [(id, "NONE") for id, _ in first]
+    assert ids("") == [(id, "NONE") for id, _ in second]
 
 
 def test_a_memory_has_the_keys_that_mem0_gives_it(server):
@@ -210,6 +316,38 @@ def test_a_list_is_read_page_by_page(server):
         pages += page["results"]
         after = page["next"]
     assert pages == whole["results"]
+
+
+def test_everyones_memories_are_read_page_by_page(start):
+    with start() as own:
+        for user in ("ada", "bob", "Zoe", "1"):
+            own.say(user, *(f"{user} says {n}" for n in range(3)))
+        owned = {"messages": "the agent says so", "agent_id": "helper", "async_mode": False}
+        own.done("POST", "/memories", owned)
+        whole = own.done("GET", "/memories?limit=100")
+        assert (len(whole["results"]), whole["next"]) == (13, None)
+        pages, after = [], ""
+        while after is not None:
+            page = own.done("GET", f"/memories?limit=2&after={after}")
+            assert len(page["results"]) <= 2
+            pages += page["results"]
+            after = page["next"]
+        assert pages == whole["results"]
+
+
+def test_runs_are_read_page_by_page_and_by_kind(start):
+    with start() as own:
+        own.say("ada", PORTO)
+        for _ in range(3):
+            own.done("POST", "/users/ada/sleep")
+        assert [r["kind"] for r in own.done("GET", "/runs?kind=online")["results"]] == ["online"]
+        page = own.done("GET", "/runs?kind=sleep&limit=2")
+        rest = own.done("GET", f"/runs?kind=sleep&limit=2&after={page['next']}")
+        runs = [*page["results"], *rest["results"]]
+        times = [run["started_at"] for run in runs]
+        assert (len({run["id"] for run in runs}), rest["next"]) == (3, None)
+        assert times == sorted(times, reverse=True)
+        assert own.call("GET", "/runs?after=none").status == 400
 
 
 def test_a_context_is_text_within_its_tokens(server):
