@@ -10,6 +10,7 @@ import pytest
 
 from lightmem_core.config import Component, MemoryConfig, StoreConfig
 from lightmem_core.encoders.hashing import HashEmbedder
+from lightmem_core.errors import RequestError
 from lightmem_core.long_term.embed import Embedding
 from lightmem_core.long_term.erase import erase_rows
 from lightmem_core.long_term.retrieve import Query
@@ -19,7 +20,7 @@ from lightmem_core.long_term.tables import now_ms
 from lightmem_core.online.filters import parse
 from lightmem_core.online.inbox import Inbox, Waiting
 from lightmem_core.online.overview import Asked
-from lightmem_core.online.provisional import Provisional
+from lightmem_core.online.provisional import Provisional, WaitingEntry
 from lightmem_core.online.reader import OnlineReader
 from lightmem_core.schema import to_table
 from lightmem_core.types import DELETED, Entry, Extracted, Message, Source
@@ -161,6 +162,72 @@ def test_a_message_that_is_extracted_while_it_is_read_is_seen_once(
 
     reader.retrieval.users.waiting = Interrupted(reader.waiting, flush, early)
     assert sorted(texts(found(reader))) == sorted(SAID)
+
+
+def test_reads_go_on_while_others_are_erased(
+    reader: OnlineReader, accept: Accept, extract: Extract, store: MemoryStore
+):
+    """An erase drops the versions that a read may be at."""
+    entry = change(store, extract(accept(*SAID))[0], text="we adopted a spaniel")
+    as_of, ended = now_ms(), threading.Event()
+
+    def erase() -> None:
+        try:
+            for at in range(25):
+                extract(accept("it rains", start=at, user="bob"))
+                erase_rows(store, "bob")
+        finally:
+            ended.set()
+
+    def watch() -> int:
+        seen = 0
+        while not ended.is_set():
+            assert len(found(reader, as_of=as_of, neighbours=1)) == len(SAID)
+            assert len(reader.history(entry.id, "ada").states) == 2
+            assert len(reader.story(entry.id, "ada", 1).around) == 2
+            seen += 1
+        return seen
+
+    with ThreadPoolExecutor(4) as threads:
+        watching = [threads.submit(watch) for _ in range(3)]
+        threads.submit(erase).result(timeout=120)
+        assert all(watcher.result(timeout=60) > 0 for watcher in watching)
+
+
+def test_the_id_of_a_message_is_known_without_its_user(
+    memory: MemoryConfig, accept: Accept, extract: Extract, store: MemoryStore
+):
+    """While it waits, once it is extracted, and if only another memory took it in."""
+    first, second, silent = accept(*SAID[:3])
+
+    def got(message_id: str) -> Entry | None:
+        return OnlineReader(memory).get(message_id)  # one that has seen nothing yet
+
+    assert [e.text for m in (first, second) if (e := got(m.id))] == list(SAID[:2])
+    old, new = extract([first, second], silent=[silent])
+    Inbox.of(store, "ada").remove([first.id, second.id, silent.id])
+    assert [e.id for m in (first, second) if (e := got(m.id))] == [old.id, new.id]
+    assert (got(silent.id), got("0" * 32), got("' OR 1=1"), got("")) == (None,) * 4
+    change(store, old, superseded_by=new.id)
+    change(store, new, absorbed=old.sources)
+    reader = OnlineReader(memory)
+    assert [e.id for e in reader.written("ada", [first.id])] == [new.id]
+    shown = reader.get(first.id)
+    assert shown is not None
+    assert shown.id == new.id
+    assert reader.history(first.id, "ada").entry.id == new.id
+
+
+def test_why_a_message_waits_is_shown_as_soon_as_it_is_known(
+    reader: OnlineReader, accept: Accept, store: MemoryStore
+):
+    (message,) = accept(SAID[0])
+    assert [e.reason for e in reader.list("ada", 9) if isinstance(e, WaitingEntry)] == [""]
+    Inbox.of(store, "ada").mark([message.id], reason="bad reply")
+    assert [e.reason for e in reader.list("ada", 9) if isinstance(e, WaitingEntry)] == ["bad reply"]
+    shown = reader.get(message.id)
+    assert isinstance(shown, WaitingEntry)
+    assert shown.reason == "bad reply"
 
 
 def test_under_way_nothing_that_was_accepted_is_ever_missing(
@@ -394,8 +461,15 @@ def test_a_context_holds_what_fits(reader: OnlineReader, accept: Accept):
 
 def test_runs_are_those_of_the_ledger(reader: OnlineReader, store: MemoryStore):
     assert reader.runs() == []
-    store.runs.write(Run("online-1", "online", "running", 7))
-    assert [run.id for run in reader.runs()] == ["online-1"]
+    for at in range(1, 4):
+        store.runs.write(Run(f"sleep-{at}", "sleep", "done", at + 7))
+    store.runs.write(Run("backfill-1", "backfill", "done", 7))
+    assert [run.id for run in reader.runs(limit=2)] == ["sleep-3", "sleep-2"]
+    assert [run.id for run in reader.runs(after="sleep-2")] == ["sleep-1", "backfill-1"]
+    assert [run.id for run in reader.runs("backfill")] == ["backfill-1"]
+    assert [run and run.id for run in map(reader.run, ("sleep-1", "x"))] == ["sleep-1", None]
+    with pytest.raises(RequestError, match="no run 'x'"):
+        reader.runs(after="x")
 
 
 def test_an_erased_user_is_nowhere(

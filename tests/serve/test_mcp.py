@@ -73,6 +73,9 @@ def test_an_agent_remembers_finds_and_forgets(server, era):
             details = await client.call_tool("get_memory", {"memory_id": first["id"]})
             assert details.structured_content["state"] == "stored"
             assert details.structured_content["sources"] == ["default 1"]
+            was = await client.call_tool("get_memory", {"memory_id": noted["id"]})
+            assert was.structured_content["state"] == "stored"
+            assert was.structured_content["sources"] == ["default 0"]
             gone = await client.call_tool("delete_memory", {"memory_id": first["id"]})
             assert gone.structured_content == {"deleted": first["id"]}
             left = await client.call_tool("list_memories", {})
