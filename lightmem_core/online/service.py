@@ -46,5 +46,3 @@ class Context:
     text: str
     tokens: int
     hits: tuple[Hit, ...]
-
-

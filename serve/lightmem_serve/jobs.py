@@ -17,7 +17,7 @@ from typing import Any
 
 from anyio.to_thread import run_sync
 
-from lightmem_core.errors import LightMemError
+from lightmem_core.errors import LightMemError, RequestError
 from lightmem_core.long_term.tables import now_ms
 from lightmem_core.online.jobs import CLAIM_MS, LINES_AT_ONCE, Job, JobStore, Line, Party
 from lightmem_serve.backend import Server
@@ -130,7 +130,7 @@ class JobRunner:
         try:
             async with limit:
                 await self.server.writer.add(first.user_id, first.session_id, messages)
-        except ValueError as error:
+        except RequestError as error:
             if len(lines) == 1:
                 return [(first, str(error))]
             halves = (lines[: len(lines) // 2], lines[len(lines) // 2 :])
