@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 QUOTE = re.compile(r'\\.|"', re.DOTALL)
 CUT = re.compile(r'\s*,|[^"{\[]*["{\[]')  # what follows the last bracket where more was to come
+CLOSING = "` \t\r\n"  # what may follow a reply that is complete
 DECODER = json.JSONDecoder(strict=False)  # raw control characters may stand in strings
 WORDS = 200  # characters of a problem that are shown to the model
 
@@ -36,18 +37,28 @@ class Problem:
 
 
 def find(text: str, key: str, cut: bool = False) -> Found | None:
-    """The last JSON object of a reply that has `key`: models may think aloud before it. `cut` says
-    that the reply was ended from outside: then nothing but closed JSON is whole."""
-    found = None
+    """The last JSON object of a reply that has `key`: models may think aloud before it, in JSON
+    too, and what they end with counts though it be broken. `cut` says that the reply was ended from
+    outside: then nothing but closed JSON at its end is whole."""
+    found, end = _last_decoded(text, key)
+    begun = [match.start() for match in _beginning(key).finditer(text, end)]
+    if found is not None and not begun:
+        return Found(found, whole=not (cut and text[end:].strip(CLOSING)))
+    return _repaired(text[begun[-1] if begun else max(text.find("{"), 0) :], key, cut)
+
+
+def _last_decoded(text: str, key: str) -> tuple[dict[str, Any] | None, int]:
+    """The last object with `key` that stands as it should, and where it ends."""
+    found, after = None, 0
     start = text.find("{")
     while start >= 0:
         value, end = _decoded(text, start)
         if isinstance(value, dict) and key in value:
-            found = Found(value)
+            found, after = value, end
         else:
             end = start + 1
         start = text.find("{", end)
-    return found or _repaired(text, key, cut)
+    return found, after
 
 
 def _decoded(text: str, start: int) -> tuple[Any, int]:
@@ -57,11 +68,15 @@ def _decoded(text: str, start: int) -> tuple[Any, int]:
         return None, start
 
 
-def _repaired(text: str, key: str, cut: bool) -> Found | None:
+@lru_cache(maxsize=16)
+def _beginning(key: str) -> re.Pattern[str]:
+    """Where an object with `key` begins."""
+    return re.compile(rf"""\{{[^{{}}]*?(["']){re.escape(key)}\1\s*:""")
+
+
+def _repaired(body: str, key: str, cut: bool) -> Found | None:
     from json_repair import repair_json
 
-    start = text.rfind("{", 0, max(text.find(f'"{key}"'), 0))
-    body = text[start if start >= 0 else max(text.find("{"), 0) :]
     end = max(body.rfind("}"), body.rfind("]")) + 1
     whole = not cut and end > 0 and not _in_string(body[:end]) and not CUT.match(body, end)
     body = body[:end] if whole else _before_the_cut(body)

@@ -35,6 +35,32 @@ def test_json_is_found_in_what_stands_around_it_and_repaired(text: str):
     assert find(text, "facts") == Found({"facts": FACTS})
 
 
+CUT_FACTS = json.dumps({"facts": FACTS})[:-30]
+
+
+@pytest.mark.parametrize(
+    ("text", "cut", "expected"),
+    [
+        (f'Were there none: {{"facts": []}}. But: {WHOLE[:-2]},]}}', False, Found({"facts": FACTS})),
+        (f'{{"facts": []}} No: {WHOLE[:20]}', True, None),
+        (f'{{"facts": []}} No: {CUT_FACTS}', True, Found({"facts": FACTS[:1]}, whole=False)),
+        (f'{{"facts": []}} No: {CUT_FACTS}', False, Found({"facts": FACTS[:1]}, whole=False)),
+        (f"{{'facts': [}} No: {WHOLE[:-2]},]}}", False, Found({"facts": FACTS})),
+        (
+            '<think>If there were none: {"facts": []}. Message 1 says',
+            True,
+            Found({"facts": []}, whole=False),
+        ),
+        (f"```json\n{WHOLE}\n``", True, Found({"facts": FACTS})),
+        (f'{WHOLE} These are all "facts": two.', False, Found({"facts": FACTS})),
+    ],
+)
+def test_a_draft_never_stands_for_the_answer_that_follows_it(
+    text: str, cut: bool, expected: Found | None
+):
+    assert find(text, "facts", cut) == expected
+
+
 def test_raw_control_characters_may_stand_in_strings():
     found = find('{"facts": [{"text": "one\ntwo\x00\x1f"}]}', "facts")
     assert found == Found({"facts": [{"text": "one\ntwo\x00\x1f"}]})
