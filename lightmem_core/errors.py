@@ -57,3 +57,8 @@ class LLMUnavailableError(LightMemError):
 
 class BudgetError(LightMemError):
     pass
+
+
+# What ends a run early and is no fault of its rows. The configuration is at fault where a model
+# takes no request at all.
+STOPS = (LLMUnavailableError, BudgetError, ConfigError)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import asdict
 from typing import Any
 
 from lightmem_core.config import Component, MemoryConfig
 from lightmem_core.errors import ConfigError
 from lightmem_core.llm.chat import Chat, NoReplies, SavedReplies
+from lightmem_core.llm.prompting import Prompt
 from lightmem_core.long_term.consolidate import Consolidation
 from lightmem_core.long_term.embed import Embedding
 from lightmem_core.long_term.retrieve import Retrieval
@@ -66,12 +68,9 @@ def buffering(config: MemoryConfig) -> Buffering:
     return Buffering(config.buffer_tokens)
 
 
-def extraction(
-    config: MemoryConfig, saved: SavedReplies | None = None, client: Chat | None = None
-) -> Extraction:
-    """`saved` keeps the replies of a generator that asks a language model; `client` stands in for
-    the configured one."""
-    return Extraction(_part("generator", config, saved, client))
+def extraction(config: MemoryConfig, saved: SavedReplies | None = None) -> Extraction:
+    """`saved` keeps the replies of a generator that asks a language model."""
+    return Extraction(_part("generator", config, saved))
 
 
 def embedder(config: MemoryConfig) -> Embedder:
@@ -82,12 +81,9 @@ def embedding(config: MemoryConfig) -> Embedding:
     return Embedding(embedder(config))
 
 
-def consolidation(
-    config: MemoryConfig, saved: SavedReplies | None = None, client: Chat | None = None
-) -> Consolidation:
-    """`saved` keeps the replies of an updater that asks a language model; `client` stands in for
-    the configured one."""
-    updater = _part("updater", config, saved, client)
+def consolidation(config: MemoryConfig, saved: SavedReplies | None = None) -> Consolidation:
+    """`saved` keeps the replies of an updater that asks a language model."""
+    updater = _part("updater", config, saved)
     return Consolidation(updater, config.queue.k, config.queue.theta)
 
 
@@ -106,12 +102,28 @@ def asks_llm(kind: str, component: Component) -> bool:
     return "chat" in inspect.signature(find(kind, component)).parameters
 
 
-def _part(kind: str, config: MemoryConfig, saved: SavedReplies | None, client: Chat | None) -> Any:
+def with_prompts(config: MemoryConfig) -> MemoryConfig:
+    """The configuration with the names and texts of all prompts in place of their paths: other
+    machines need no such files, and an edited prompt is another configuration."""
+    parts = {kind: _with_prompts(kind, getattr(config, kind)) for kind in ("generator", "updater")}
+    return config.model_copy(update=parts)
+
+
+def _with_prompts(kind: str, component: Component) -> Component:
+    options = component.options
+    prompts = {
+        option: asdict(Prompt.of(name, options.get(option)))
+        for option, name in getattr(find(kind, component), "prompts", {}).items()
+    }
+    return component.model_copy(update={"options": options | prompts})
+
+
+def _part(kind: str, config: MemoryConfig, saved: SavedReplies | None) -> Any:
     """A part that may ask the language model: one whose constructor names `chat` is given it."""
     component: Component = getattr(config, kind)
     if not asks_llm(kind, component):
         return load(kind, component)
-    return load(kind, component, chat=client or chat(config), saved=saved or NoReplies())
+    return load(kind, component, chat=chat(config), saved=saved or NoReplies())
 
 
 def reranker(config: MemoryConfig) -> Reranker | None:

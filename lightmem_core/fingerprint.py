@@ -6,19 +6,21 @@ import json
 
 from lightmem_core import factory
 from lightmem_core.config import MemoryConfig
+from lightmem_core.llm.chat import identity
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.types import stable_id
 
 
 def fingerprint(memory: MemoryConfig, *names: str) -> str:
     """What the sections of that name make of the same input, in few letters; none: all but the
-    store. Of a language model they name it alone: how it is reached changes no reply."""
-    parts = memory.model_dump(
+    store. Prompts count by their texts, a language model by its name and what shapes its replies:
+    how it is reached does not."""
+    parts = factory.with_prompts(memory).model_dump(
         mode="json", include=set(names) or None, exclude={"store", "llm", "reranker"}
     )
     kind = "updater" if "updater" in names else "generator"
     if memory.llm is not None and factory.asks_llm(kind, getattr(memory, kind)):
-        parts["llm"] = [memory.llm.use, memory.llm.options.get("model")]
+        parts["llm"] = [memory.llm.use, *identity(factory.chat(memory))]
     return stable_id(json.dumps(parts, sort_keys=True))[:12]
 
 

@@ -207,9 +207,9 @@ class Decision:
 
     An entry that is merged, superseded or deleted becomes a tombstone for the successor, which says
     the same, says it anew or makes it obsolete. One that is updated gets `text`, drawn from the
-    successor. One that is kept has no successor: no decision could be had, and the reason says why.
-    `similarity` is the cosine of the two vectors; `gen` and `successor_gen` are those of the two
-    entries when this was decided.
+    successor, and its `writer` if one is named. One that is kept has no successor: no decision
+    could be had, and the reason says why. `similarity` is the cosine of the two vectors; `gen` and
+    `successor_gen` are those of the two entries when this was decided.
     """
 
     user_id: str
@@ -221,3 +221,4 @@ class Decision:
     text: str = ""
     gen: int = 0
     successor_gen: int = 0
+    writer: str = ""

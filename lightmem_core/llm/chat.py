@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from lightmem_core.types import stable_id
 
@@ -48,11 +51,31 @@ class Reply:
     finish: Literal["stop", "length"] = "stop"
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a run is to know beside its replies, `about` messages or entries with these ids.
+
+    A `reply` has problems, or something in it was rejected, by kind. A request `failed`, or what
+    was taken in the end is good `in_part`: `replies` are the keys of what the model said. Or it was
+    `split`. `key` is that of the reply or of the request.
+    """
+
+    kind: Literal["reply", "failed", "in_part", "split"]
+    key: str
+    about: tuple[str, ...]
+    reason: str = ""
+    problems: tuple[str, ...] = ()
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    replies: tuple[str, ...] = ()
+
+
 class Chat(Protocol):
-    """A model that can be asked. `name` is the model's, and stored with what it writes.
+    """A model that can be asked. `name` is the model's, and stored with what it writes. A client
+    whose options shape replies too has a `key` that differs where these do.
 
     All requests of a process come from one event loop. The client limits how many are in flight
-    and waits out what passes: it raises TooLong, Rejected, BudgetError or LLMUnavailableError.
+    and waits out what passes: it raises TooLong, Rejected or one of STOPS. It gives RECORD the
+    replies that it had asked for on its own.
     """
 
     name: str
@@ -60,13 +83,27 @@ class Chat(Protocol):
     async def complete(self, request: ChatRequest) -> Reply: ...
 
 
+def identity(chat: Chat) -> tuple[str, str]:
+    """What tells clients apart that reply differently to the same request."""
+    return chat.name, getattr(chat, "key", "")
+
+
+Recorder = Callable[[Reply], Awaitable[None]]
+# What keeps a reply that is paid for beside the one that was asked for.
+RECORD: ContextVar[Recorder | None] = ContextVar("RECORD", default=None)
+
+
 class SavedReplies(Protocol):
-    """Keeps every reply before it is read, so that none is paid for twice. Both methods are called
-    from several threads at once."""
+    """Keeps every reply before it is read, so that none is paid for twice. The methods are called
+    from several threads at once, `paying` on the event loop: around a call and its `put`."""
 
     def get(self, user_id: str, key: str) -> Reply | None: ...
 
     def put(self, user_id: str, stage: str, key: str, reply: Reply) -> None: ...
+
+    def note(self, user_id: str, stage: str, note: Note) -> None: ...
+
+    def paying(self) -> AbstractAsyncContextManager[Any]: ...
 
 
 class NoReplies:
@@ -77,3 +114,9 @@ class NoReplies:
 
     def put(self, user_id: str, stage: str, key: str, reply: Reply) -> None:
         pass
+
+    def note(self, user_id: str, stage: str, note: Note) -> None:
+        pass
+
+    def paying(self) -> AbstractAsyncContextManager[Any]:
+        return nullcontext()

@@ -9,17 +9,17 @@ import random
 import ssl
 from typing import TYPE_CHECKING
 
-from lightmem_core.errors import ConfigError, LLMUnavailableError
+from lightmem_core.errors import ConfigError
 from lightmem_core.llm.chat import ChatRequest, Rejected, Reply, TooLong
 from lightmem_core.llm.governor import Governor, Window, now
 from lightmem_core.llm.openai_options import OpenAIOptions
+from lightmem_core.llm.patience import Signs
 from lightmem_core.llm.responses import Answer, Failure, Server, Usage
 from lightmem_core.protocols import Tokenizer
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-LONGEST_PAUSE = 30  # times pause_s
 BYTES_PER_TOKEN = 4
 NO_KEY = "none"  # what is sent where no key is set: many servers of one's own want none
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Line:
-    """`replied_at` is when the server last answered in earnest; `gone` that somebody gave it up."""
+    """The requests of one client on this event loop, and what the server did with them."""
 
     def __init__(self, options: OpenAIOptions, tokenizer: Tokenizer | None):
         self.loop = asyncio.get_running_loop()
@@ -38,10 +38,8 @@ class Line:
         self.client = _client(options, self.key)
         self.window = Window(options.concurrency)
         self.governor = Governor(options.requests_per_minute, options.tokens_per_minute)
-        self.in_flight = 0
-        self.replied_at = -1.0
+        self.signs = Signs()
         self.opens_at = 0.0
-        self.gone = False
         self._replies = 0
         self._completed = 0
 
@@ -63,12 +61,12 @@ class Line:
         if failure.kind != "down":  # what a lost request took is not known
             self.governor.settle(expected, 0)
         if isinstance(failure.error, Rejected | TooLong):
-            self.replied_at, self.gone = now(), False
+            self.signs.seen()
 
     def answered(
         self, request: ChatRequest, found: Answer, sent_at: float, expected: float
     ) -> Reply:
-        self.replied_at, self.gone = now(), False
+        self.signs.seen()
         usage = found.usage or self._counted(request, found.text)
         self._replies += 1
         self._completed += usage.completion_tokens
@@ -80,8 +78,14 @@ class Line:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             cached_tokens=usage.cached,
-            seconds=self.replied_at - sent_at,
+            seconds=self.signs.replied_at - sent_at,
             finish=found.finish,
+        )
+
+    def given_up(self, words: str, silent: float) -> str:
+        return (
+            f"{self.server.url} gave no reply for {silent:.0f} seconds ({words}): see that it "
+            "runs, then run the same command again; no call that was answered is paid for again"
         )
 
     def hushed(self, text: str) -> str:
@@ -95,46 +99,6 @@ class Line:
         texts = ["".join(m["content"] for m in request.messages), text]
         counts = self.tokenizer.count(texts) if self.tokenizer else [_guess(t) for t in texts]
         return Usage(prompt_tokens=counts[0], completion_tokens=counts[1])
-
-
-class Patience:
-    """How long one request waits before it is sent again, and when it is given up.
-
-    `alone` counts the failures while the server answered others.
-    """
-
-    def __init__(self, line: Line):
-        self.line = line
-        self.options = line.options
-        self.failures = 0
-        self.alone = 0
-        self.first_at: float | None = None
-        self.failed_at: float | None = None
-
-    def pause(self, failure: Failure) -> float:
-        """Seconds to wait here, beside those that the server asks of everybody. Raise
-        LLMUnavailableError once nobody had a reply for as long as is waited."""
-        self.failed_at = now()
-        if self.first_at is None:
-            self.first_at = self.failed_at
-        self.failures += 1
-        silent = self.failed_at - max(self.first_at, self.line.replied_at)
-        left = (0 if self.line.gone else self.options.give_up_s) - silent
-        if left <= 0 or (failure.wait_s or 0) > left:
-            self.line.gone = True
-            raise LLMUnavailableError(self._given_up(failure, silent))
-        if failure.wait_s is not None:
-            return 0
-        doubled = min(2.0 ** (self.failures - 1), LONGEST_PAUSE) * self.options.pause_s
-        return min(doubled * random.uniform(0.5, 1), left)
-
-    def _given_up(self, failure: Failure, silent: float) -> str:
-        asks = f" and asks to wait {failure.wait_s:.0f} seconds" if failure.wait_s else ""
-        return (
-            f"{self.line.server.url} gave no reply for {silent:.0f} seconds{asks} "
-            f"({failure.words}): see that it runs, then run the same command again; "
-            "no call that was answered is paid for again"
-        )
 
 
 def key_of(options: OpenAIOptions) -> str:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from lightmem_core.llm.chat import ChatRequest, Rejected, Reply
+from lightmem_core.llm.chat import ChatRequest, Reply
 from lightmem_core.llm.governor import now
-from lightmem_core.llm.line import Line, Patience
+from lightmem_core.llm.line import Line
 from lightmem_core.llm.openai_options import OpenAIOptions, Structured
+from lightmem_core.llm.patience import Patience, Server
 from lightmem_core.llm.responses import Answer, Failure, answer, refusal, unreachable
 from lightmem_core.protocols import Tokenizer
-
-PROBE = ChatRequest(({"role": "user", "content": "Say OK."},), "", 16)
 
 
 class OpenAIChat:
@@ -32,35 +32,31 @@ class OpenAIChat:
         self.options = OpenAIOptions.of(options)
         if find_spec("openai") is None:
             raise ImportError("the OpenAI client is missing", name="openai")
-        self.name = self.options.model
+        self.name, self.key = self.options.model, self.options.key
         self.tokenizer = tokenizer
         self._line: Line | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_line": None}
 
-    @property
-    def in_flight(self) -> int:
-        """Requests that are sent and not answered, now."""
-        return self._line.in_flight if self._line else 0
-
     async def complete(self, request: ChatRequest) -> Reply:
         """Raise TooLong or Rejected for this request, LLMUnavailableError when the server stays
         away, ConfigError when no request at all can succeed."""
         line = self._current()
-        patience = Patience(line)
+        probed = partial(self._probed, line)
+        patience = Patience(Server(line.signs, self.options, probed, line.given_up))
         while True:
             async with line.window.place():
-                outcome = await self._attempt(line, request)
+                async with patience.turn():
+                    outcome = await self._attempt(line, request)
                 if isinstance(outcome, Reply):
                     return outcome
                 if outcome.kind == "down":  # it keeps its place: an outage meets no more requests
-                    await self._judge(line, patience, outcome)
-                    await asyncio.sleep(patience.pause(outcome))
+                    await patience.endure(outcome.words, outcome.wait_s)
             if outcome.error:
                 raise outcome.error
             if outcome.kind == "busy":
-                await asyncio.sleep(patience.pause(outcome))
+                await asyncio.sleep(patience.pause(outcome.words, outcome.wait_s))
 
     async def aclose(self) -> None:
         """Close the connections. Another request makes new ones."""
@@ -74,20 +70,9 @@ class OpenAIChat:
             self._line = Line(self.options, self.tokenizer)
         return self._line
 
-    async def _judge(self, line: Line, patience: Patience, failure: Failure) -> None:
-        """Raise Rejected if the server works and it is this request that always fails.
-
-        Where no other request can tell, a tiny one is sent to see.
-        """
-        if patience.failed_at is None:
-            return
-        alive = line.replied_at > patience.failed_at
-        if not alive:
-            outcome = await self._attempt(line, PROBE)
-            alive = isinstance(outcome, Reply) or isinstance(outcome.error, Rejected)
-        patience.alone += alive
-        if patience.alone >= self.options.attempts:
-            raise Rejected(f"failed {patience.failures + 1} times, last: {failure.words}")
+    async def _probed(self, line: Line, request: ChatRequest) -> Reply | None:
+        outcome = await self._attempt(line, request)
+        return outcome if isinstance(outcome, Reply) else None
 
     async def _attempt(self, line: Line, request: ChatRequest) -> Reply | Failure:
         await line.opened()
@@ -104,7 +89,6 @@ class OpenAIChat:
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         create = line.client.chat.completions.with_raw_response.create
-        line.in_flight += 1
         try:
             async with asyncio.timeout(self.options.timeout_s):
                 body = (await create(**self._body(request))).text
@@ -115,9 +99,7 @@ class OpenAIChat:
             return refusal(error.status_code, error.response.headers, text, line.server)
         except APIConnectionError as error:
             return unreachable(error, line.server)
-        finally:
-            line.in_flight -= 1
-        return answer(body)
+        return answer(line.hushed(body))
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         options = self.options

@@ -15,7 +15,8 @@ Structured = Literal["json_schema", "json_schema_without_lengths", "json_object"
 
 
 class OpenAIOptions(Options):
-    """Limits hold for each process that asks the model.
+    """`concurrency` holds for each process that asks the model; a run shares its limits a minute
+    out among the actors that its pool may have.
 
     The key is read from the environment variable `api_key_env` and kept nowhere else. A request is
     repeated until `give_up_s` passed without any reply; one that fails `attempts` times while the
@@ -24,6 +25,8 @@ class OpenAIOptions(Options):
     own, `extra_body` for what else a server takes. TLS is always verified, against
     `ca_file` if one is given.
     """
+
+    shaping = ("structured", "temperature", "extra_body")
 
     model: str = Field(min_length=1)
     base_url: str = OPENAI

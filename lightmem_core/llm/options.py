@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+import json
+from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError
 
 from lightmem_core.config import Model
+from lightmem_core.types import stable_id
 
 SUMMARIZER_URL = "http://127.0.0.1:8000/llm/v1"  # where serve/llm.yaml brings it up
 
 
 class Options(Model):
+    """`shaping` are the options that shape a model's replies, beside its name."""
+
+    shaping: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def key(self) -> str:
+        """The same where those options are."""
+        shape = self.model_dump(mode="json", include=set(self.shaping))
+        return stable_id("options", json.dumps(shape, sort_keys=True))
+
     @classmethod
     def of(cls, given: dict[str, Any]) -> Self:
         """Raise ValueError, in one line and without the values, which may be a misplaced key."""

@@ -154,6 +154,11 @@ def shown(text: str) -> str:
     return line if len(line) <= WORDS else f"{line[:WORDS]}..."
 
 
+def told(error: BaseException) -> str:
+    """An error of others on one line, cut."""
+    return shown(f"{type(error).__name__}: {error}")
+
+
 def _error(body: str) -> Mapping[str, Any]:
     """The error object, which OpenAI puts under `error` and some servers at the top."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightmem_core.config import Prices
 
-SUMMARY, UPDATE = "summary", "update"  # the stages that ask, as they are named with their replies
+EXTRACT, UPDATE = "extract", "update"  # the stages that ask, as they are named with their replies
 MILLION = 1_000_000
 
 
@@ -66,6 +67,19 @@ class Usage:
         money = round(self.money(prices), 6) if prices else None
         rounded = {"call_seconds": round(self.call_seconds, 3)}
         return asdict(self) | rounded | {"total": self.total, "money": money}
+
+
+def counted(notes: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """What became of replies, by the notes of them: those that were `bad`, what was `rejected_*` in
+    any of them, requests that `failed` or were good `in_part`, and those that were `split`."""
+    counts: Counter[str] = Counter()
+    for note in notes:
+        if note["kind"] != "reply":
+            counts[note["kind"]] += 1
+            continue
+        counts["bad"] += bool(note["problems"])
+        counts.update({f"rejected_{kind}": n for kind, n in note["rejected"].items()})
+    return +counts
 
 
 def price(prices: Prices, tokens_in: float, tokens_out: float, cached: float = 0) -> float:

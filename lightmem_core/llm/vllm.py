@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from importlib.util import find_spec
 from typing import Any
 
-from lightmem_core.errors import ConfigError, LLMUnavailableError
-from lightmem_core.llm.chat import ChatRequest, Rejected, Reply
+from lightmem_core.errors import ConfigError
+from lightmem_core.llm.chat import ChatRequest, Rejected, Reply, TooLong
+from lightmem_core.llm.patience import Patience, Server, Signs
+from lightmem_core.llm.responses import told
 from lightmem_core.llm.vllm_engine import Engine, EngineDied
 from lightmem_core.llm.vllm_options import VLLMOptions
-
-LONGEST_PAUSE = 60  # times pause_s
 
 
 class VLLMChat:
@@ -24,7 +23,7 @@ class VLLMChat:
 
     def __init__(self, **options: Any):
         self.options = VLLMOptions.of(options)
-        self.name = self.options.name
+        self.name, self.key = self.options.name, self.options.key
         self._engines: Engines | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -32,7 +31,7 @@ class VLLMChat:
 
     async def complete(self, request: ChatRequest) -> Reply:
         """Raise TooLong or Rejected for this request, LLMUnavailableError when the engine cannot be
-        kept alive, ConfigError when it cannot be started at all."""
+        kept alive, ConfigError when it cannot be started or takes no request at all."""
         if self._engines is None:
             self._engines = Engines(self.options)
         async with self._engines.places:
@@ -42,29 +41,24 @@ class VLLMChat:
         """Stop the engine. Another request starts a new one."""
         engines, self._engines = self._engines, None
         if engines is not None and engines.engine is not None:
-            await engines.bury(engines.engine)
+            await engines.bury(engines.engine, "closed")
 
     async def _persist(self, engines: Engines, request: ChatRequest) -> Reply:
-        """Ask again whenever the engine dies, unless it seems to die of this request."""
-        deaths: list[float] = []
+        """Ask again whenever the engine dies or is silent, unless that is for this request."""
+        patience = Patience(engines.server)
         while True:
-            engine = await engines.current()
             try:
-                reply = await engine.complete(request)
+                async with patience.turn():
+                    return await engines.asked(request)
+            except TimeoutError:
+                words = f"no answer in {self.options.timeout_s:g} seconds"
             except EngineDied as error:
-                deaths.append(time.monotonic())
-                await engines.bury(engine)
-                if len(deaths) >= self.options.attempts and engines.replied_at > deaths[0]:
-                    reason = f"{len(deaths)} engines died while they held it: {error}"
-                    raise Rejected(reason) from error
-            else:
-                engines.replied()
-                return reply
+                words = str(error)
+            await patience.endure(words)
 
 
 class Engines:
-    """One engine after the other. `replied_at` is when one last answered, `down_since` when one
-    first died after that."""
+    """One engine after the other."""
 
     def __init__(self, options: VLLMOptions):
         if find_spec("vllm") is None:
@@ -76,61 +70,78 @@ class Engines:
         self.options = options
         self.places = asyncio.Semaphore(options.concurrency)
         self.engine: Engine | None = None
-        self.replied_at = -1.0
-        self.down_since: float | None = None
-        self._unfit: ConfigError | None = None
-        self._failures = 0
+        self.signs = Signs()
+        self._unfit = ""
+        self._died = ""
+        self._restarts: Patience | None = None
         self._starting = asyncio.Lock()
 
-    async def current(self) -> Engine:
+    @property
+    def server(self) -> Server:
+        return Server(self.signs, self.options, self._probed, self._given_up)
+
+    async def asked(self, request: ChatRequest) -> Reply:
+        """One attempt. Raise EngineDied, or TimeoutError where an engine lives and is silent."""
+        engine = await self._current()
+        try:
+            async with asyncio.timeout(self.options.timeout_s):
+                reply = await engine.complete(request)
+        except EngineDied as error:
+            await self.bury(engine, str(error))
+            raise
+        except (Rejected, TooLong):
+            self._answered()
+            raise
+        self._answered()
+        return reply
+
+    async def bury(self, engine: Engine, words: str) -> None:
+        """Forget an engine that died. Whoever comes first with the news counts it."""
+        if self.engine is engine:
+            self.engine, self._died = None, words
+            await asyncio.to_thread(engine.close)
+
+    async def _probed(self, request: ChatRequest) -> Reply | None:
+        """An engine that is silent here too is as good as dead."""
+        try:
+            return await self.asked(request)
+        except TimeoutError:
+            if self.engine is not None:
+                await self.bury(self.engine, "it answers nobody")
+        except (EngineDied, Rejected, TooLong):
+            pass
+        return None
+
+    def _answered(self) -> None:
+        self.signs.seen()
+        self._restarts = None
+
+    async def _current(self) -> Engine:
         """The engine that runs, or the next one, after a pause."""
         async with self._starting:
             while self.engine is None:
                 if self._unfit:
-                    raise self._unfit
-                if self._failures:
-                    await asyncio.sleep(self._pause())
+                    raise ConfigError(self._unfit)
+                if self._died:
+                    self._restarts = self._restarts or Patience(self.server)
+                    await asyncio.sleep(self._restarts.pause(self._died))
                 await self._start()
             return self.engine
-
-    def replied(self) -> None:
-        self.replied_at, self.down_since, self._failures = time.monotonic(), None, 0
-
-    async def bury(self, engine: Engine) -> None:
-        """Forget an engine that died. Whoever comes first with the news counts it."""
-        if self.engine is engine:
-            self.engine = None
-            self._failed()
-            await asyncio.to_thread(engine.close)
 
     async def _start(self) -> None:
         try:
             self.engine = await asyncio.to_thread(Engine, self.options)
         except Exception as error:  # noqa: BLE001
-            if self.replied_at < 0 and self.down_since is None:
-                self._unfit = ConfigError(
-                    f"vLLM cannot start {self.options.model} ({_line(error)}): correct "
+            if not self._died:
+                self._unfit = (
+                    f"vLLM cannot start {self.options.model} ({told(error)}): correct "
                     "memory.llm.options; the log of the process says more"
                 )
-            self._failed()
+            self._died = told(error)
 
-    def _failed(self) -> None:
-        self._failures += 1
-        self.down_since = self.down_since or time.monotonic()
-
-    def _pause(self) -> float:
-        """Seconds to wait before the next start. Raise LLMUnavailableError if that was tried for
-        long enough."""
-        down = time.monotonic() - (self.down_since or time.monotonic())
-        pause = min(2.0 ** (self._failures - 1), LONGEST_PAUSE) * self.options.pause_s
-        if down + pause > self.options.give_up_s:
-            raise LLMUnavailableError(
-                f"vLLM with {self.options.model} died or did not start {self._failures} times in "
-                f"{down:.0f} seconds: see its log, lower gpu_memory_utilization or max_model_len "
-                "if it lacks memory, and run the same command again; no reply is lost"
-            )
-        return pause
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    def _given_up(self, words: str, silent: float) -> str:
+        return (
+            f"vLLM with {self.options.model} gave no reply for {silent:.0f} seconds ({words}): see "
+            "its log, lower gpu_memory_utilization or max_model_len if it lacks memory, and run "
+            "the same command again; no reply is lost"
+        )

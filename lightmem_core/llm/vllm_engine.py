@@ -8,7 +8,9 @@ import time
 from inspect import isawaitable
 from typing import Any
 
+from lightmem_core.errors import ConfigError
 from lightmem_core.llm.chat import ChatRequest, Rejected, Reply, TooLong
+from lightmem_core.llm.responses import told
 from lightmem_core.llm.vllm_options import VLLMOptions
 
 _numbers = itertools.count()
@@ -33,7 +35,7 @@ class Engine:
         self.context: int = self.llm.model_config.max_model_len
 
     async def complete(self, request: ChatRequest) -> Reply:
-        """Raise TooLong, Rejected or EngineDied."""
+        """Raise TooLong, Rejected, EngineDied, or ConfigError for a model that cannot chat."""
         prompt = await self._rendered(request)
         if len(prompt) + request.max_tokens > self.context:
             raise TooLong(
@@ -63,13 +65,20 @@ class Engine:
         tokenizer = self.llm.get_tokenizer()
         if isawaitable(tokenizer):
             tokenizer = await tokenizer
-        return tokenizer.apply_chat_template(
-            list(request.messages),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            **self.options.template,
-        )
+        try:
+            return tokenizer.apply_chat_template(
+                list(request.messages),
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                **self.options.template,
+            )
+        except Exception as error:
+            raise ConfigError(
+                f"the chat template of {self.options.model} does not take the prompts, which have "
+                f"a system message ({told(error)}): name a model that follows instructions, or "
+                "give a template of your own in memory.llm.options.template: {chat_template: ...}"
+            ) from error
 
     async def _answered(self, prompt: list[int], request: ChatRequest) -> Any:
         from vllm.v1.engine.exceptions import (  # pyright: ignore[reportMissingImports]
@@ -87,7 +96,7 @@ class Engine:
         except Exception as error:
             if self.llm.errored:
                 raise EngineDied(str(error)) from error
-            raise Rejected(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise Rejected(told(error)) from error
         return answer
 
 

@@ -15,9 +15,12 @@ class VLLMOptions(Options):
     `engine` holds further arguments of vLLM's AsyncEngineArgs, `template` those of the model's chat
     template, such as enable_thinking: false. `concurrency` requests at most are in flight in each
     process. An engine that died is started again after pauses that double from `pause_s`, until
-    `give_up_s` passed without any reply; a request that `attempts` engines died of, while others
-    were answered, is rejected.
+    `give_up_s` passed without any reply. A request is given no more than `timeout_s` at a time; one
+    that failed `attempts` times, by that or by the engine's death, while others were answered, is
+    rejected.
     """
+
+    shaping = ("lora", "dtype", "template", "engine")
 
     model: str = Field(min_length=1)
     tensor_parallel_size: int = Field(default=1, ge=1)
@@ -26,6 +29,7 @@ class VLLMOptions(Options):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     lora: str = ""
     concurrency: int = Field(default=64, ge=1)
+    timeout_s: float = Field(default=600, gt=0)
     give_up_s: float = Field(default=1200, ge=0)
     attempts: int = Field(default=3, ge=1)
     pause_s: float = Field(default=1, gt=0)

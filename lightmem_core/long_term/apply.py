@@ -131,7 +131,8 @@ def _carried_out(decision: Decision, entry: Entry, phase: Phase) -> Entry:
         return replace(entry, superseded_by=decision.successor)
     if entry.text == decision.text:
         return entry
-    return replace(entry, text=decision.text, vector=phase.vectors[entry.id])
+    writer = decision.writer or entry.writer
+    return replace(entry, text=decision.text, writer=writer, vector=phase.vectors[entry.id])
 
 
 def _handed_on(held: Sequence[Decision]) -> Iterator[tuple[str, list[str]]]:
@@ -158,5 +159,5 @@ def _with_sources(heir: Entry, givers: Sequence[Entry]) -> Entry:
 
 
 def _differ(entry: Entry, other: Entry) -> bool:
-    fields = ("text", "superseded_by", "absorbed")
+    fields = ("text", "writer", "superseded_by", "absorbed")
     return any(getattr(entry, name) != getattr(other, name) for name in fields)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
-from lightmem_core.llm.asking import TOO_LONG, Asking, Parsed, found_in, together
+from lightmem_core.llm.asking import TOO_LONG, Asking, Parsed, Question, found_in, together
 from lightmem_core.llm.chat import Chat, ChatRequest, Reply, SavedReplies, TooLong
 from lightmem_core.llm.json_replies import problems, strict_object
-from lightmem_core.llm.prompting import CHARS, Prompt, day, one_line
+from lightmem_core.llm.prompting import CHARS, Prompt, day, one_line, rounded
+from lightmem_core.llm.usage import UPDATE
 from lightmem_core.protocols import UpdateQueue
 from lightmem_core.types import Decision, Entry
 
@@ -19,22 +20,25 @@ class LLMUpdater:
     """One call for each queue: keep the entry, merge it into a later one, delete it for a later
     one, or write its text anew from itself and a later one.
 
-    `prompt` is the path of a prompt to use in place of the packaged one. A decision's reason names
-    the model and the prompt. A queue too long for the model loses its least similar half.
+    `prompt` is one to use in place of the packaged one, a path or a name with a text. A decision's
+    reason names the model and the prompt, as does the writer of a new text. A queue too long for
+    the model loses its least similar half.
     """
+
+    prompts: ClassVar = {"prompt": "update"}
 
     def __init__(
         self,
         chat: Chat,
         saved: SavedReplies,
         *,
-        prompt: str | None = None,
+        prompt: str | Mapping[str, str] | None = None,
         max_tokens: int = 512,
         retries: int = 2,
     ):
         self.prompt = Prompt.of("update", prompt)
         self.name = f"{chat.name} {self.prompt.name}"
-        self.asking = Asking(chat, saved, "update", retries)
+        self.asking = Asking(chat, saved, UPDATE, retries)
         self.max_tokens = max_tokens
 
     def decide(self, queues: Sequence[UpdateQueue]) -> list[Decision | str | None]:
@@ -43,7 +47,7 @@ class LLMUpdater:
     def render(self, queue: UpdateQueue) -> ChatRequest:
         later = [f"{number} {_line(e)}" for number, (e, _) in enumerate(queue.later, 1)]
         data = "\n".join((f"old: {_line(queue.entry)}", "later:", *later))
-        return ChatRequest(self.prompt.messages(data), schema(len(later)), self.max_tokens)
+        return ChatRequest(self.prompt.messages(data), schema(rounded(len(later))), self.max_tokens)
 
     def parse(self, reply: Reply, queue: UpdateQueue) -> Parsed[Decision]:
         found = found_in(reply, "decision")
@@ -63,8 +67,10 @@ class LLMUpdater:
         if action == "keep":
             return Decision(entry.user_id, entry.id, "keep", "", 0.0, self.name)
         later, similarity = queue.later[int(said["entry"]) - 1]
-        text = said.get("text", "")
-        return Decision(entry.user_id, entry.id, action, later.id, similarity, self.name, text=text)
+        decision = Decision(entry.user_id, entry.id, action, later.id, similarity, self.name)
+        if action != "update":
+            return decision
+        return replace(decision, text=said["text"], writer=self.name)
 
     async def _decision(self, queue: UpdateQueue) -> Decision | str | None:
         """None if there is no later entry of the same agent: nobody is asked."""
@@ -72,17 +78,18 @@ class LLMUpdater:
         later = tuple((e, similarity) for e, similarity in queue.later if e.agent_id == agent)
         while later:
             queue = replace(queue, later=later)
+            question = Question(
+                queue.entry.user_id,
+                (queue.entry.id,),
+                self.render(queue),
+                lambda reply, queue=queue: self.parse(reply, queue),
+            )
             try:
-                return await self.asking.ask(
-                    queue.entry.user_id,
-                    self.render(queue),
-                    lambda reply, queue=queue: self.parse(reply, queue),
-                )
-            except TooLong:
+                return await self.asking.ask(question)
+            except TooLong as error:
                 if len(later) == 1:
-                    self.asking.count(failed=1)
-                    return TOO_LONG
-                self.asking.count(split=1)
+                    return await self.asking.failed(question, TOO_LONG, (str(error),))
+                await self.asking.split(question, error)
                 later = later[: len(later) // 2]
         return None
 

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from lightmem_core.errors import BudgetError, ConfigError, LLMUnavailableError, StoreError
+from lightmem_core.errors import STOPS, StoreError
 from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.tables import now_ms
 from lightmem_core.online.inbox import Inbox, Waiting
@@ -31,7 +31,6 @@ FIRST_PAUSE_MS = 30_000
 LONGEST_PAUSE_MS = 3_600_000
 MOST_PARTS = 8  # that are tried at once of what failed: where all fails there are no more calls
 REASON_LIMIT = 300
-STOPS = (LLMUnavailableError, BudgetError, ConfigError, StoreError)  # no message is at fault
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +90,8 @@ class Flushing:
 
     def __call__(self, user_ids: Sequence[str], every: bool = False) -> int:
         """Extract what waits of users, also what is to be tried later if `every`; return how many
-        entries were written. Raise an error of STOPS where nothing can be done now: all of it
-        waits on."""
+        entries were written. Raise an error of one of STOPS or StoreError where nothing can be
+        done now: all of it waits on."""
         with self.shared.users.held(user_ids):
             due = None if every else now_ms()
             parts = self._by_shard(user_ids)
@@ -150,7 +149,7 @@ class Flushing:
         try:
             for infer in (True, False):
                 self._through(batches, infer)
-        except STOPS:
+        except (*STOPS, StoreError):  # no message is at fault
             raise
         except Exception as error:
             if len(batches) == 1:

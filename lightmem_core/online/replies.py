@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from lightmem_core.llm.chat import Reply
+from lightmem_core.llm.chat import Note, Reply
 from lightmem_core.llm.usage import UPDATE, Usage
 from lightmem_core.long_term.shard import COMPACT_AFTER
 from lightmem_core.long_term.store import MemoryStore
@@ -68,6 +68,12 @@ class StoredReplies:
         with self.writing():
             insert_missing(self._made(self.store.shard_number(user_id)), "id", rows)
             self._count_commit()
+
+    def note(self, user_id: str, stage: str, note: Note) -> None:
+        """Nothing is kept of it: what failed waits on with its reason."""
+
+    def paying(self) -> AbstractAsyncContextManager[Any]:
+        return nullcontext()
 
     def take(self, user_ids: Collection[str], of_sleep: bool = False) -> Usage:
         """Forget what an extraction, or a sleep, was told of users: it is stored, or must be asked

@@ -6,18 +6,28 @@ What the model is asked is pure in the buffer, and so is what its reply means: `
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC
-from typing import Any
+from typing import Any, ClassVar
 
 import regex
 
 from lightmem_core.formats.timestamps import parse_time
-from lightmem_core.llm.asking import BAD_REPLY, TOO_LONG, Asking, Parsed, all_of, found_in, together
+from lightmem_core.llm.asking import (
+    BAD_REPLY,
+    TOO_LONG,
+    Asking,
+    Parsed,
+    Question,
+    all_of,
+    found_in,
+    together,
+)
 from lightmem_core.llm.chat import Chat, ChatRequest, Reply, SavedReplies, TooLong
 from lightmem_core.llm.json_replies import problems, strict_object
-from lightmem_core.llm.prompting import CHARS, Prompt, day, one_line
+from lightmem_core.llm.prompting import CHARS, Prompt, day, one_line, rounded
+from lightmem_core.llm.usage import EXTRACT
 from lightmem_core.types import Buffer, Fact, Failure, Segment
 
 FACTS = 64  # at most, in one reply: a buffer that gives as many is asked about in halves
@@ -30,23 +40,25 @@ class LLMGenerator:
     """One call per buffer, whatever its messages; a buffer too long for the model is halved at the
     end of a segment.
 
-    `chat_prompt` and `people_prompt` are paths of prompts to use in place of the packaged ones: for
-    a user and an assistant, and where speakers have names. `max_tokens` bounds a reply. `name` is
-    the model's; each fact has it with the prompt's as its writer.
+    `chat_prompt` and `people_prompt` are prompts to use in place of the packaged ones, each a path
+    or a name with a text: for a user and an assistant, and where speakers have names. `max_tokens`
+    bounds a reply. `name` is the model's; each fact has it with the prompt's as its writer.
     """
+
+    prompts: ClassVar = {"chat_prompt": "extract_chat", "people_prompt": "extract_people"}
 
     def __init__(
         self,
         chat: Chat,
         saved: SavedReplies,
         *,
-        chat_prompt: str | None = None,
-        people_prompt: str | None = None,
+        chat_prompt: str | Mapping[str, str] | None = None,
+        people_prompt: str | Mapping[str, str] | None = None,
         max_tokens: int = 2_048,
         retries: int = 2,
     ):
         self.name = chat.name
-        self.asking = Asking(chat, saved, "extract", retries)
+        self.asking = Asking(chat, saved, EXTRACT, retries)
         self.max_tokens = max_tokens
         self.chats = Prompt.of("extract_chat", chat_prompt)
         self.people = Prompt.of("extract_people", people_prompt)
@@ -59,7 +71,7 @@ class LLMGenerator:
 
     def render(self, buffer: Buffer) -> ChatRequest:
         messages = self.prompt(buffer).messages("\n".join(lines(buffer)))
-        return ChatRequest(messages, schema(len(buffer.messages)), self.max_tokens)
+        return ChatRequest(messages, schema(rounded(len(buffer.messages))), self.max_tokens)
 
     def parse(self, reply: Reply, buffer: Buffer) -> Parsed[list[Fact | Failure]]:
         """Of a reply that is bad in part the facts are good, but of the messages that none of them
@@ -73,27 +85,26 @@ class LLMGenerator:
             named = {source for fact in parsed.value for source in fact.sources}
             unnamed = tuple(n for n in range(len(buffer.messages)) if n not in named)
             found += [Failure(BAD_REPLY, unnamed)] if unnamed else []
-        return Parsed(found, parsed.problems, parsed.rejected, parsed.full)
+        return Parsed(found, parsed.problems, parsed.rejected, parsed.full, parsed.worth)
 
     async def _facts(self, buffer: Buffer, halvings: int = 0) -> list[Fact | Failure] | str:
         several = len(buffer.messages) > 1
-        request = self.render(buffer)
+        question = Question(
+            buffer.user_id,
+            tuple(m.id for m in buffer.messages),
+            self.render(buffer),
+            lambda reply: self.parse(reply, buffer),
+            divisible=several and halvings < HALVINGS,
+        )
         try:
-            found = await self.asking.ask(
-                buffer.user_id,
-                request,
-                lambda reply: self.parse(reply, buffer),
-                divisible=several and halvings < HALVINGS,
-            )
-        except TooLong:
+            return await self.asking.ask(question)
+        except TooLong as error:
             if not several:
-                self.asking.count(failed=1)
-                return TOO_LONG
+                return await self.asking.failed(question, TOO_LONG, (str(error),))
+            await self.asking.split(question, error)
             return await self._of_halves(buffer, halvings + 1)
-        return found
 
     async def _of_halves(self, buffer: Buffer, halvings: int) -> list[Fact | Failure] | str:
-        self.asking.count(split=1)
         first, second = halves(buffer)
         found = await all_of(self._facts(half, halvings) for half in (first, second))
         if isinstance(found[0], str) and found[0] == found[1]:
@@ -171,7 +182,8 @@ def _parsed(items: list[Any], wrong: dict[int, str], general: list[str]) -> Pars
         general.append(f"there is no room for more than {FACTS} facts")
     rejected = {"facts": len(wrong), "dates": unread}
     none_valid = not facts and (general or said)
-    return Parsed(None if none_valid else [*facts], (*general, *said), rejected, full)
+    value = None if none_valid else [*facts]
+    return Parsed(value, (*general, *said), rejected, full, worth=len(facts))
 
 
 def _known(item: Any) -> Any:

@@ -26,7 +26,7 @@ from lightmem_core.schema import from_table, to_table
 from lightmem_core.types import Decision, Entry, Extracted
 from lightmem_pipelines.cluster import check_room
 from lightmem_pipelines.files import RunFiles
-from lightmem_pipelines.replies import RunReplies, taken_counts
+from lightmem_pipelines.replies import RunReplies, shared_out
 
 ROUNDS = 5  # at a shard's changes, where online writes come in between
 
@@ -57,9 +57,9 @@ class Deciding:
     capped: bool = False
 
     def consolidation(self) -> Consolidation:
-        replies = RunReplies(self.files, self.monitor, self.capped)
-        memory = self.config.memory
-        return factory.consolidation(memory, replies, replies.client(memory, "updater"))
+        memory = shared_out(self.config.memory, self.config.pipelines.decide.actors)
+        replies = RunReplies.of(memory, self.files, self.monitor, self.capped)
+        return factory.consolidation(memory, replies)
 
     def decide(self, portion: Portion, consolidation: Consolidation) -> None:
         """Decide for some users and save that, even if it is nothing: then it need not be
@@ -72,8 +72,6 @@ class Deciding:
         counts = {"users": len(portion.users), "entries": len(rows), "decisions": len(decisions)}
         self.monitor.add.remote(**counts)
         self.monitor.step.remote("decide", len(rows), time.perf_counter() - started)
-        if replies := taken_counts(consolidation.updater):
-            self.monitor.replied.remote(replies)
 
 
 @ray.remote(num_cpus=1, max_retries=3)

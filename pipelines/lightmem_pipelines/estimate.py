@@ -21,8 +21,16 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
-    def times(self, factor: float) -> Estimate:
-        return Estimate(*(value * factor for value in self))
+    def times(self, factor: float, spread: float = 0) -> Estimate:
+        """`factor` is itself a guess: it may be 1 + `spread` times as large, or as small."""
+        return Estimate(
+            self.expected * factor,
+            self.low * factor / (1 + spread),
+            self.high * factor * (1 + spread),
+        )
+
+    def or_more(self, other: Estimate) -> Estimate:
+        return Estimate(*map(max, self, other))
 
 
 class Sample:

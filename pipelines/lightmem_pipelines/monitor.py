@@ -23,11 +23,9 @@ SECONDS_BETWEEN_LINES = 15  # where the display is no terminal
 
 @dataclass
 class Progress:
-    """Counts so far. A retried task is counted twice here; the report counts in the store.
-    `replies`: what became of those of a language model, in this attempt of the run."""
+    """Counts so far. A retried task is counted twice here; the report counts in the store."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    replies: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
 
@@ -72,9 +70,6 @@ class Monitor:
     def paid(self, call: dict[str, Any]) -> None:
         self.usage.add(call)
         self.progress.counts["calls"] += 1
-
-    def replied(self, counts: dict[str, int]) -> None:
-        self.progress.replies.update(counts)
 
     def spent(self) -> str:
         """What a budget that is spent says; empty while there is something left."""

@@ -13,21 +13,17 @@ import ray.data
 
 from lightmem_core import factory
 from lightmem_core.config import MemoryConfig, Pool
-from lightmem_core.errors import BudgetError, ConfigError, LLMUnavailableError
+from lightmem_core.errors import STOPS
 from lightmem_core.protocols import Stage
 from lightmem_core.schema import from_table, to_table
 from lightmem_core.types import Buffer, Extracted, History, SegmentedHistory
-from lightmem_pipelines.replies import RunReplies, taken_counts
-
-# What ends a run early and is no fault of its rows. The configuration is at fault where a model
-# takes no request at all.
-STOPS = (LLMUnavailableError, BudgetError, ConfigError)
+from lightmem_pipelines.replies import RunReplies
 
 
 @dataclass(frozen=True)
 class Step:
     """A stage with the rows it reads and the rows it writes. One that may ask an LLM (`asks`) is
-    also given where replies are kept, and through what to ask."""
+    also given where replies are kept."""
 
     make: Callable[..., Stage[Any, Any]]
     reads: type
@@ -69,7 +65,7 @@ class PoolActor:
     def _made(self, step: Step, config: MemoryConfig) -> Stage[Any, Any]:
         if not step.asks:
             return step.make(config)
-        return step.make(config, self.replies, self.replies.client(config, "generator"))
+        return step.make(config, self.replies)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if self.may_stop and ray.get(self.monitor.stopped.remote()) is not None:
@@ -79,8 +75,6 @@ class PoolActor:
             count, started = len(rows), time.perf_counter()
             rows = self._through(stage, rows)
             self.monitor.step.remote(name, count, time.perf_counter() - started)
-            if counts := taken_counts(getattr(stage, "generator", None)):
-                self.monitor.replied.remote(counts)
         if self.writes is Extracted:
             self.monitor.add.remote(
                 messages=sum(len(row.messages) for row in rows),

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from lightmem_pipelines.durations import duration
 
-KIND = "replies"
 FAILURES = ("llm_", "too_long")  # how the reasons start
 
 if TYPE_CHECKING:
@@ -40,9 +39,8 @@ def retry_lines(run_id: str, report: dict[str, Any]) -> list[str]:
     failed = report.get("messages", {}).get("quarantined", {})
     if not any(reason.startswith(FAILURES) for reason in failed):
         return []
-    folder = report["quarantine"].removesuffix("quarantine") + KIND
     return [
-        f"  what the model said of those it failed at is in {folder};",
+        f"  why, with the replies that were bad, is in {report['notes']};",
         f"  `lightmem retry {run_id}` extracts them again",
     ]
 
@@ -77,7 +75,12 @@ def plan_text(plan: Plan) -> str:
     )
     if plan.bad_rows:
         lines.append(f"  {plan.bad_rows:,} rows cannot be read")
-    return "\n".join([*lines, "  the updates of a sleep, and replies asked for again, come on top"])
+    if plan.asleep:
+        lines.append(
+            "  the sleep asks too, once for each entry that resembles a later one: how many there "
+            "will be is not known before they are written"
+        )
+    return "\n".join([*lines, "  replies that are asked for again come on top"])
 
 
 def _range(value: Estimate, form: str = ".0f") -> str:

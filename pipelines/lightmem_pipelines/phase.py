@@ -32,7 +32,7 @@ from lightmem_pipelines.durations import duration
 from lightmem_pipelines.files import RunFiles
 from lightmem_pipelines.monitor import Progress, shown, start_monitor
 from lightmem_pipelines.planning import Scope, plan_shard
-from lightmem_pipelines.replies import usage
+from lightmem_pipelines.replies import NOTES, reply_counts, usage
 from lightmem_pipelines.report import step_table
 
 TASKS_A_CPU = 2  # that are handed to Ray at a time: what they are given is held in memory
@@ -63,6 +63,7 @@ class SleepReport:
     llm: Usage = field(default_factory=Usage)
     replies: dict[str, int] = field(default_factory=dict)
     steps: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: str = ""
 
     def as_dict(self, prices: Prices | None = None) -> dict[str, Any]:
         return asdict(self) | {"llm": self.llm.as_dict(prices)}
@@ -152,7 +153,7 @@ class SleepPhase:
         undecided = decided.pop("keep", {})
         counts = {action: sum(reasons.values()) for action, reasons in decided.items()}
         held = counts if self.outcome is None else self.outcome.held
-        planned = list(self.files.read_json("planned"))
+        planned, used = list(self.files.read_json("planned")), usage(self.files)
         progress: Progress = ray.get(self.monitor.read.remote())
         return SleepReport(
             users=sum(shard["users"] for shard in planned),
@@ -168,8 +169,9 @@ class SleepPhase:
             applied=self.outcome is not None,
             dropped=dict(self.outcome.dropped) if self.outcome else {},
             undecided=undecided,
-            llm=usage(self.files),
-            replies=dict(progress.replies),
+            llm=used,
+            replies=reply_counts(self.files, used.calls) if used.calls else {},
+            notes=self.files.folder(NOTES),
             steps=step_table(progress),
         )
 

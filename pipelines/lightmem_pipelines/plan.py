@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from lightmem_core import factory
@@ -22,6 +22,7 @@ from lightmem_pipelines.estimate import Estimate, Estimator, Sample
 from lightmem_pipelines.files import InputFile, RunFiles, find_files
 from lightmem_pipelines.measured import Measured, measured_calls
 from lightmem_pipelines.replies import concurrency
+from lightmem_pipelines.storing import extracting
 
 HISTORIES = 8  # of the sample, through the stages together
 
@@ -43,7 +44,8 @@ class Plan:
     """What is expected of the whole input, with what the expectation rests on. `sampled` of
     `users` were looked at; `new_messages` are those that the store does not hold.
 
-    `tokens` are those of the messages. `money` is None where no prices are configured.
+    `tokens` are those of the messages. `money` is None where no prices are configured. `asleep`: the
+    sleep asks the model too, how often is not known before there are memories.
     """
 
     files: int
@@ -60,6 +62,7 @@ class Plan:
     money: Estimate | None
     in_flight: int
     measured: Measured
+    asleep: bool
 
 
 def plan(config: Config, request: PlanRequest) -> Plan:
@@ -77,7 +80,7 @@ def plan(config: Config, request: PlanRequest) -> Plan:
     estimator = Estimator(rows, sample)
     calls, prompts = estimator.total("calls"), estimator.total("prompt_tokens")
     measured = measured_calls(memory, llm)
-    completions = calls.times(measured.completion_tokens)
+    completions = calls.times(measured.completion_tokens, measured.spread)
     in_flight = _in_flight(config)
     return Plan(
         files=len(files),
@@ -90,10 +93,11 @@ def plan(config: Config, request: PlanRequest) -> Plan:
         calls=calls,
         prompt_tokens=prompts,
         completion_tokens=completions,
-        hours=calls.times(measured.seconds / in_flight / 3600),
-        money=_money(memory, prompts, completions, measured.cached_share),
+        hours=_hours(llm, Cost(calls, prompts, completions), measured, in_flight),
+        money=_money(memory, Cost(calls, prompts, completions), measured),
         in_flight=in_flight,
         measured=measured,
+        asleep=factory.asks_llm("updater", memory.updater),
     )
 
 
@@ -203,7 +207,7 @@ def _counter(memory: MemoryConfig, folder: str | None) -> Count:
 
 def _in_flight(config: Config) -> int:
     """Requests at once, over all actors that extract."""
-    (pool,) = (pool for pool in config.pipelines.pools if "extract" in pool.steps)
+    pool = extracting(config)
     held = pool.batches * pool.batch_size
     try:
         most = concurrency(factory.chat(config.memory))
@@ -212,11 +216,26 @@ def _in_flight(config: Config) -> int:
     return pool.actors[1] * min(most or held, held)
 
 
-def _money(
-    memory: MemoryConfig, prompts: Estimate, completions: Estimate, cached_share: float
-) -> Estimate | None:
+class Cost(NamedTuple):
+    calls: Estimate
+    prompt_tokens: Estimate
+    completion_tokens: Estimate
+
+
+def _hours(llm: LLMConfig, cost: Cost, measured: Measured, in_flight: int) -> Estimate:
+    """As the replies take, or as long as the limits a minute make it."""
+    seconds = cost.calls.times(measured.seconds / in_flight, measured.spread)
+    if per_minute := llm.options.get("requests_per_minute"):
+        seconds = seconds.or_more(cost.calls.times(60 / per_minute))
+    if per_minute := llm.options.get("tokens_per_minute"):
+        tokens = Estimate(*map(sum, zip(cost.prompt_tokens, cost.completion_tokens, strict=True)))
+        seconds = seconds.or_more(tokens.times(60 / per_minute))
+    return seconds.times(1 / 3600)
+
+
+def _money(memory: MemoryConfig, cost: Cost, measured: Measured) -> Estimate | None:
     prices = prices_of(memory)
     if prices is None:
         return None
-    pairs = zip(prompts, completions, strict=True)
-    return Estimate(*(price(prices, i, o, i * cached_share) for i, o in pairs))
+    pairs = zip(cost.prompt_tokens, cost.completion_tokens, strict=True)
+    return Estimate(*(price(prices, i, o, i * measured.cached_share) for i, o in pairs))

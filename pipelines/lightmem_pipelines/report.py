@@ -12,7 +12,7 @@ from lightmem_core.llm.usage import Usage
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_pipelines.files import RunFiles
 from lightmem_pipelines.monitor import Progress
-from lightmem_pipelines.replies import usage
+from lightmem_pipelines.replies import NOTES, reply_counts, usage
 
 COUNTED = ["user_id", "state", "reason", "segment_id", "content_tokens", "compressed_tokens"]
 
@@ -54,6 +54,7 @@ class BackfillReport:
     quarantine: str
     llm: Usage = field(default_factory=Usage)
     replies: dict[str, int] = field(default_factory=dict)
+    notes: str = ""
 
     def as_dict(self, prices: Prices | None = None) -> dict[str, Any]:
         return asdict(self) | {"llm": self.llm.as_dict(prices)}
@@ -67,7 +68,7 @@ def backfill_report(
     for summary in run_files.read_json("read"):
         quarantined.update(summary["rejected"])
         messages.read += summary["messages"] + sum(summary["rejected"].values())
-    tally = _tally(store, run_files.run_id)
+    tally, used = _tally(store, run_files.run_id), usage(run_files)
     messages.stored, messages.no_facts = tally.states["stored"], tally.states["no_facts"]
     messages.quarantined = dict(quarantined + tally.reasons)
     return BackfillReport(
@@ -80,8 +81,9 @@ def backfill_report(
         seconds=round(seconds, 3),
         steps=step_table(progress),
         quarantine=run_files.folder("quarantine"),
-        llm=usage(run_files),
-        replies=dict(progress.replies),
+        llm=used,
+        replies=reply_counts(run_files, used.calls) if used.calls else {},
+        notes=run_files.folder(NOTES),
     )
 
 

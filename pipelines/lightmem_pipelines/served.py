@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -23,11 +23,12 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
-from lightmem_core.errors import ConfigError, LLMUnavailableError
+from lightmem_core.errors import ConfigError
 from lightmem_core.llm.chat import ChatRequest, Rejected, Reply, TooLong
 from lightmem_core.llm.options import SUMMARIZER_URL, Options
+from lightmem_core.llm.patience import Patience, Server, Signs
+from lightmem_core.llm.responses import told
 
-LONGEST_PAUSE = 60  # times pause_s
 PASSING = (
     ConnectionError,  # what the deployment raises when its engine is dead
     TimeoutError,
@@ -45,6 +46,7 @@ class ServedOptions(Options):
     """`model` is the name that the replies are stored under, `app` the application on the Ray that
     the run is connected to. `concurrency` requests at most are in flight in each process; each is
     repeated, after pauses that double from `pause_s`, until `give_up_s` passed without any reply.
+    One that failed `attempts` times while others were answered is rejected.
     The server's chats reach the same model at `base_url`.
     """
 
@@ -55,6 +57,7 @@ class ServedOptions(Options):
     concurrency: int = Field(default=64, ge=1)
     timeout_s: float = Field(default=600, gt=0)
     give_up_s: float = Field(default=600, ge=0)
+    attempts: int = Field(default=3, ge=1)
     pause_s: float = Field(default=1, gt=0)
 
 
@@ -67,7 +70,7 @@ class ServedChat:
 
     def __init__(self, **options: Any):
         self.options = ServedOptions.of(options)
-        self.name = self.options.model
+        self.name, self.key = self.options.model, self.options.key
         self._line: Line | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,40 +81,32 @@ class ServedChat:
         away, ConfigError when there is none."""
         if self._line is None:
             self._line = Line(self.options)
-        async with self._line.places:
-            return await self._persist(self._line, request)
+        line = self._line
+        patience = Patience(Server(line.signs, self.options, line.probed, self._given_up))
+        async with line.places:
+            while True:
+                try:
+                    async with patience.turn():
+                        return await line.asked(request)
+                except PASSING as error:
+                    words = told(_cause(error))
+                await patience.endure(words)
 
-    async def _persist(self, line: Line, request: ChatRequest) -> Reply:
-        failures, first_at = 0, time.monotonic()
-        while True:
-            try:
-                return await line.asked(request)
-            except PASSING as error:
-                if not failures:
-                    first_at = time.monotonic()
-                failures += 1
-                silent = time.monotonic() - max(first_at, line.replied_at)
-                left = self.options.give_up_s - silent
-                if left <= 0:
-                    raise LLMUnavailableError(self._given_up(error, silent)) from error
-                doubled = min(2.0 ** (failures - 1), LONGEST_PAUSE) * self.options.pause_s
-                await asyncio.sleep(min(doubled, left))
-
-    def _given_up(self, error: Exception, silent: float) -> str:
+    def _given_up(self, words: str, silent: float) -> str:
         return (
-            f"the Serve application {self.options.app!r} gave no reply in {silent:.0f} seconds "
-            f"({_words(error)}): see `serve status`, and run the same command again when it is "
-            "healthy; no call that was answered is repeated"
+            f"the Serve application {self.options.app!r} gave no reply for {silent:.0f} seconds "
+            f"({words}): see `serve status`, and run the same command again when it is healthy; no "
+            "call that was answered is repeated"
         )
 
 
 class Line:
-    """What a process knows of the deployment. `replied_at` is when it last answered."""
+    """What a process knows of the deployment."""
 
     def __init__(self, options: ServedOptions):
         self.options = options
         self.places = asyncio.Semaphore(options.concurrency)
-        self.replied_at = -1.0
+        self.signs = Signs()
         self._finding = asyncio.Lock()
         self._handle: DeploymentHandle | None = None
 
@@ -121,12 +116,18 @@ class Line:
         try:
             async with asyncio.timeout(self.options.timeout_s):
                 reply: Any = await handle.complete.remote(request)
-        except TooLong as error:
-            raise TooLong(_words(error)) from None
-        except Rejected as error:
-            raise Rejected(_words(error)) from None
-        self.replied_at = time.monotonic()
-        return reply
+        except (TooLong, Rejected) as error:
+            self.signs.seen()
+            kind = TooLong if isinstance(error, TooLong) else Rejected
+            raise kind(told(_cause(error))) from None
+        self.signs.seen()
+        return replace(reply, model=self.options.model)
+
+    async def probed(self, request: ChatRequest) -> Reply | None:
+        try:
+            return await self.asked(request)
+        except (TooLong, Rejected, *PASSING):
+            return None
 
     async def _found(self) -> DeploymentHandle:
         async with self._finding:
@@ -146,7 +147,6 @@ class Line:
             ) from error
 
 
-def _words(error: BaseException) -> str:
+def _cause(error: BaseException) -> BaseException:
     """Without the traceback of the other process."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+    return error.cause if isinstance(error, RayTaskError) else error

@@ -11,14 +11,14 @@ import pyarrow as pa
 import ray.data
 
 from lightmem_core import factory
-from lightmem_core.config import Config
+from lightmem_core.config import Config, Pool
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_pipelines.budget import Budget
 from lightmem_pipelines.commit import Commit, Committers
 from lightmem_pipelines.files import RunFiles
 from lightmem_pipelines.monitor import check_stopped, shown, start_monitor
 from lightmem_pipelines.operators import Step, Work, apply
-from lightmem_pipelines.replies import RunReplies, usage
+from lightmem_pipelines.replies import RunReplies, shared_out, usage
 
 SHARDS_A_COMMIT = 16  # so many shards get their full share of a batch: it is held in memory
 
@@ -80,18 +80,23 @@ class Storing:
         steps: Mapping[str, Step],
         front: Sequence[tuple[str, Step]],
     ) -> ray.data.Dataset:
-        replies = RunReplies(self.files, self.monitor, self.budget.capped)
-        work = Work(self.config.memory, self.monitor, replies)
+        memory = shared_out(self.config.memory, extracting(self.config).actors[1])
+        replies = RunReplies.of(memory, self.files, self.monitor, self.budget.capped)
+        work = Work(memory, self.monitor, replies)
         for pool in self.config.pipelines.pools:
             own = [*front, *((name, steps[name]) for name in pool.steps)]
             data, front = apply(data, own, pool, work), []
         return data
 
 
+def extracting(config: Config) -> Pool:
+    """The pool whose actors ask the language model."""
+    return next(pool for pool in config.pipelines.pools if "extract" in pool.steps)
+
+
 def _advise(config: Config) -> None:
     """Batch after batch, each waits for its last reply, and few requests are in flight."""
-    (pool,) = (pool for pool in config.pipelines.pools if "extract" in pool.steps)
-    if pool.batches == 1 and factory.asks_llm("generator", config.memory.generator):
+    if extracting(config).batches == 1 and factory.asks_llm("generator", config.memory.generator):
         log.warning(
             "few requests will be in flight: give the step extract a pool of its own with several "
             "batches, as in pipelines/configs/openai.yaml"

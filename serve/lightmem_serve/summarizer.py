@@ -13,7 +13,7 @@ from ray.serve.llm import LLMConfig, build_openai_app
 from ray.serve.llm.deployment import LLMServer
 
 from lightmem_core.llm.chat import ChatRequest, Rejected, Reply, TooLong
-from lightmem_core.llm.responses import TOO_LONG, shown
+from lightmem_core.llm.responses import TOO_LONG, shown, told
 
 NAME = "llm"  # the deployment is Summarizer:llm
 ENGINE = {
@@ -60,7 +60,7 @@ class Summarizer(LLMServer):
             (answer,) = [part async for part in await self.chat(asked)]
         except Exception as error:
             await self._confirm_alive()
-            raise Rejected(shown(f"{type(error).__name__}: {error}")) from error
+            raise Rejected(told(error)) from error
         return answer
 
     async def _confirm_alive(self) -> None:

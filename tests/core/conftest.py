@@ -2,6 +2,7 @@
 
 import runpy
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from lightmem_core.config import StoreConfig
 from lightmem_core.encoders.joint_reading import JointReader
+from lightmem_core.llm.chat import NoReplies, Note, Reply
+from lightmem_core.llm.usage import counted
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.types import Entry, Message, Source, stable_id
 
@@ -36,6 +39,33 @@ def make_entry(text: str, at: int = 0, session: str = "s1", **other) -> Entry:
 
 def one_hot(place: int) -> np.ndarray:
     return np.eye(DIM, dtype=np.float32)[place % DIM]
+
+
+class Kept(NoReplies):
+    """Replies and notes, saved in memory."""
+
+    def __init__(self) -> None:
+        self.replies: dict[tuple[str, str], Reply] = {}
+        self.notes: dict[tuple[str, str, str], Note] = {}
+
+    def get(self, user_id: str, key: str) -> Reply | None:
+        return self.replies.get((user_id, key))
+
+    def put(self, user_id: str, stage: str, key: str, reply: Reply) -> None:
+        self.replies[user_id, key] = reply
+
+    def note(self, user_id: str, stage: str, note: Note) -> None:
+        self.notes[user_id, note.kind, note.key] = note
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """As a run reports them."""
+        return {"asked": len(self.replies), **counted(map(asdict, self.notes.values()))}
+
+
+@pytest.fixture
+def kept() -> Kept:
+    return Kept()
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,16 @@ def test_an_update_keeps_the_entry_with_a_new_text_a_new_vector_and_more_sources
     assert found["1"] is before["1"]
 
 
+def test_an_updated_text_has_a_writer_of_its_own(rows: Callable[..., Rows]):
+    before = {i: replace(e, writer="small extract@1") for i, e in rows("a", "b").items()}
+    update = decided("update", 0, 1)
+    assert after(before, update)["0"].writer == "small extract@1"
+    update = replace(update, writer="large update@2")
+    found = after(before, update)
+    assert [found[i].writer for i in "01"] == ["large update@2", "small extract@1"]
+    assert applied(found, update).changed == []
+
+
 def test_sources_are_handed_on_once(rows: Callable[..., Rows]):
     before = rows(*"abc")
     before["1"] = replace(before["1"], absorbed=before["0"].sources)

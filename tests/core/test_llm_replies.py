@@ -41,7 +41,11 @@ CUT_FACTS = json.dumps({"facts": FACTS})[:-30]
 @pytest.mark.parametrize(
     ("text", "cut", "expected"),
     [
-        (f'Were there none: {{"facts": []}}. But: {WHOLE[:-2]},]}}', False, Found({"facts": FACTS})),
+        (
+            f'Were there none: {{"facts": []}}. But: {WHOLE[:-2]},]}}',
+            False,
+            Found({"facts": FACTS}),
+        ),
         (f'{{"facts": []}} No: {WHOLE[:20]}', True, None),
         (f'{{"facts": []}} No: {CUT_FACTS}', True, Found({"facts": FACTS[:1]}, whole=False)),
         (f'{{"facts": []}} No: {CUT_FACTS}', False, Found({"facts": FACTS[:1]}, whole=False)),

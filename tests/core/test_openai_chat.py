@@ -484,7 +484,8 @@ def test_requests_in_flight_stay_at_the_configured_number(make: Make, llm_endpoi
 
     def watch() -> None:
         while not done.wait(0.002):
-            seen.append((len(replies), chat.in_flight))
+            if (line := chat._line) is not None:
+                seen.append((len(replies), line.window.in_flight))
 
     async def one(number: int) -> None:
         replies.append(await chat.complete(request(number)))

@@ -107,7 +107,9 @@ def test_an_undo_gives_the_rows_as_they_were(
     asleep = []
     for user in USERS[:-1]:
         a, b, c = before[user]
-        changed = replace(c, text="b and c", vector=a.vector, absorbed=(*b.absorbed, *b.sources))
+        changed = replace(
+            c, text="b and c", writer="another", vector=a.vector, absorbed=(*b.absorbed, *b.sources)
+        )
         asleep += [replace(b, superseded_by=c.id), changed]
     changed_in(store, "sleep-o'1", *asleep)
     report = undone(store, "sleep-o'1")

@@ -75,8 +75,10 @@ def test_with_everyone_looked_at_the_plan_is_what_the_stages_give(planned, confi
     expected = sum(sum(tokens([m["content"] for m in r.messages])) for r in asked)
     assert found.calls == Estimate(len(asked), len(asked), len(asked))
     assert found.prompt_tokens.expected == pytest.approx(expected)
-    assert found.completion_tokens.expected == 50 * len(asked)
+    assert found.completion_tokens == Estimate(*(50 * len(asked) * n for n in (1, 0.5, 2)))
+    assert found.hours.low == found.hours.expected / 2 == found.hours.high / 4
     assert found.money is not None
+    assert found.money.low < found.money.expected < found.money.high
     assert found.money.expected == pytest.approx((expected * 2 + 50 * len(asked) * 8) / 1e6)
 
 
@@ -141,6 +143,39 @@ def test_past_runs_of_the_model_say_how_long_a_call_takes(planned, config):
     assert (found.measured.calls, found.measured.completion_tokens) == (10, 20)
     assert (found.measured.seconds, found.measured.cached_share) == (3, 0.5)
     assert found.hours.expected == pytest.approx(found.calls.expected * 3 / 64 / 3600)
+
+
+def test_a_plan_takes_no_less_time_than_the_limits_a_minute(planned):
+    free = planned()
+    asked = free.calls.expected
+    limit = {"model": "tiny", "base_url": "http://127.0.0.1:1/v1"}
+
+    def hours(**limits: float) -> float:
+        return planned(
+            llm=LLM.model_copy(update={"use": "openai", "options": limit | limits})
+        ).hours
+
+    assert hours(requests_per_minute=1).expected == pytest.approx(asked / 60)
+    tokens = free.prompt_tokens.expected + free.completion_tokens.expected
+    assert hours(tokens_per_minute=100).expected == pytest.approx(tokens / 100 / 60)
+    assert hours(requests_per_minute=10**9).expected < asked / 60
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "model"),
+    [
+        ("openai", {"model": "tiny"}, "tiny"),
+        ("vllm", {"model": "tiny", "lora": "notes"}, "tiny+notes"),
+        ("serve", {"model": "tiny"}, "tiny"),
+    ],
+)
+def test_past_runs_are_known_by_the_name_that_replies_carry(planned, config, use, options, model):
+    store = MemoryStore.create(config.memory.store, VectorModel.of(factory.embedder(config.memory)))
+    used = {"calls": 4, "summary_in": 1_000, "summary_out": 200, "cached": 500}
+    used |= {"call_seconds": 30.0, "models": {model: 4}}
+    store.runs.write(Run("b-1", "backfill", "done", 1, report={"llm": used}))
+    found = planned(llm=LLM.model_copy(update={"use": use, "options": options}))
+    assert (found.measured.calls, found.measured.spread) == (4, 0.5)
 
 
 def test_a_plan_without_a_model_or_without_messages_says_what_to_do(planned, config, tmp_path):

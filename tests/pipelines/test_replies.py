@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from lightmem_core import Config, factory, load_config
-from lightmem_core.config import Prices, StoreConfig
+from lightmem_core.config import LLMConfig, Prices, StoreConfig
+from lightmem_core.encoders.hashing import WordTokenizer
 from lightmem_core.errors import BudgetError, ConfigError
-from lightmem_core.llm.chat import Reply
+from lightmem_core.llm.asking import Asking, Parsed, Question, together
+from lightmem_core.llm.chat import ChatRequest, Note, Reply
+from lightmem_core.llm.echo import EchoChat
 from lightmem_core.llm.usage import Usage
 from lightmem_core.long_term.mentions import pseudonym
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_pipelines.budget import Budget
 from lightmem_pipelines.erase import erase
 from lightmem_pipelines.files import RunFiles
-from lightmem_pipelines.replies import RunReplies, calls, folder_of, usage
+from lightmem_pipelines.replies import (
+    NOTES,
+    RunReplies,
+    calls,
+    folder_of,
+    reply_counts,
+    shared_out,
+    usage,
+)
 
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 REPLY = Reply("said of 'eve': {}", "tiny", 100, 20, cached_tokens=60, seconds=0.5, finish="length")
@@ -106,6 +121,34 @@ def test_erasing_a_user_takes_the_replies_and_leaves_those_of_others(config: Con
     assert pseudonym("eve") not in "".join(map(str, calls(runs[0])))
 
 
+def test_limits_a_minute_are_those_of_all_processes_together(config: Config):
+    options = {"model": "m", "concurrency": 8, "requests_per_minute": 600, "tokens_per_minute": 900}
+    llm = LLMConfig(use="openai", options=options)
+    memory = config.memory.model_copy(update={"llm": llm})
+    shared = shared_out(memory, 3).llm
+    assert shared is not None
+    assert shared.options == options | {"requests_per_minute": 200, "tokens_per_minute": 300}
+    assert shared_out(config.memory, 3) == config.memory
+
+
+def test_what_was_wrong_with_replies_is_counted_once_and_gone_with_its_user(config: Config):
+    files = RunFiles.of(config.memory.store, "backfill-1")
+    replies = RunReplies(files)
+    for _ in range(2):  # as by an attempt that was cut off, and the next
+        for user in ("ada", "eve"):
+            replies.note(user, "extract", Note("reply", "k", ("m1",), "", ("bad",), {"facts": 2}))
+            replies.note(user, "extract", Note("failed", "q", ("m1",), "llm_bad_reply", ("bad",),
+                                               replies=("k",)))  # fmt: skip
+    assert reply_counts(files, 2) == {"asked": 2, "bad": 2, "rejected_facts": 4, "failed": 2}
+    (failed,) = (
+        n for n in files.read_deep(NOTES) if (n["kind"], n["user_id"]) == ("failed", "ada")
+    )
+    assert failed["about"] == ["m1"]
+    assert failed["replies"] == [f"{folder_of('ada')}/k.json"]
+    erase(config, "eve")
+    assert {note["user_id"] for note in files.read_deep(NOTES)} == {"ada"}
+
+
 # --- budgets -----------------------------------------------------------------------------------
 
 
@@ -138,3 +181,29 @@ def test_what_is_saved_can_be_had_after_a_run_was_stopped_and_nothing_else(files
     assert replies.get("ada", "a") == REPLY
     with pytest.raises(BudgetError, match="spent"):
         replies.get("ada", "b")
+
+
+def test_no_place_is_free_before_a_reply_is_counted(files: RunFiles, monkeypatch):
+    """Else the next call would be asked for with money that is spent."""
+    order = []
+    monkeypatch.setattr(ray, "get", lambda ref: ref)
+    monitor = SimpleNamespace(
+        spent=SimpleNamespace(remote=lambda: order.append("asked") or ""),
+        paid=SimpleNamespace(remote=lambda call: order.append("counted")),
+    )
+    replies = pickle.loads(pickle.dumps(RunReplies(files, None, places=1)))
+    replies.monitor = monitor
+
+    class Slow(EchoChat):
+        async def complete(self, request: ChatRequest) -> Reply:
+            await asyncio.sleep(0.01)
+            return REPLY
+
+    asking = Asking(Slow(WordTokenizer()), replies, "extract")
+    request = ChatRequest(({"role": "user", "content": "hello"},), "", 9)
+    questions = [
+        Question("ada", (), replace(request, max_tokens=n), lambda reply: Parsed("fine"))
+        for n in range(1, 5)
+    ]
+    assert together(map(asking.ask, questions)) == ["fine"] * 4
+    assert order == ["asked", "counted"] * 4

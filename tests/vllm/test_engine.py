@@ -14,6 +14,7 @@ import pytest
 from lightmem_core.errors import ConfigError, LLMUnavailableError
 from lightmem_core.llm.chat import ChatRequest, Rejected, Reply, TooLong
 from lightmem_core.llm.vllm import VLLMChat
+from lightmem_core.llm.vllm_engine import Engine
 
 pytestmark = pytest.mark.vllm
 
@@ -101,6 +102,38 @@ def test_an_engine_that_dies_is_started_again_and_no_request_is_lost(chat, loop)
 
     replies = loop.run(killed_under_way())
     assert {type(reply) for reply in replies} == {Reply}
+
+
+def test_an_engine_that_is_silent_for_one_request_alone_has_it_rejected(chat, loop, monkeypatch):
+    """Real replies, but for one request that never ends: it must not hold up a run for ever."""
+    answer = Engine._answered
+
+    async def sometimes(engine: Engine, prompt: list[int], request: ChatRequest) -> Any:
+        if "poison" in request.messages[-1]["content"]:
+            await asyncio.sleep(600)
+        return await answer(engine, prompt, request)
+
+    monkeypatch.setattr(Engine, "_answered", sometimes)
+    quick = {"timeout_s": 20, "pause_s": 0.01}
+    monkeypatch.setattr(chat, "options", chat.options.model_copy(update=quick))
+    monkeypatch.setattr(chat._engines, "options", chat.options)
+    poison = request(1, messages=({"role": "user", "content": "poison"},))
+    found = loop.run(ask(chat, [poison, *(request(n) for n in range(400, 404))]))
+    assert [type(f) for f in found] == [Rejected, *[Reply] * 4]
+    assert "no answer in 20 seconds" in str(found[0])
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('System role not supported') }}", "{% wrong %}"]
+)
+def test_a_template_that_does_not_take_the_prompts_is_a_mistake_of_the_configuration(
+    chat, loop, monkeypatch, template: str
+):
+    own = chat.options.model_copy(update={"template": {"chat_template": template}})
+    monkeypatch.setattr(chat._engines.engine, "options", own)
+    (error,) = loop.run(ask(chat, [request(1)]))
+    assert isinstance(error, ConfigError)
+    assert "memory.llm.options.template" in str(error)
 
 
 def test_a_dead_engine_is_given_up_after_the_time_that_was_set(chat, loop):

@@ -25,22 +25,24 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from lightmem_core import load_config
+from lightmem_core import factory, load_config
 from lightmem_core.config import Config, StoreConfig
-from lightmem_core.errors import ConfigError, LightMemError
+from lightmem_core.errors import ConfigError, LightMemError, LLMUnavailableError
+from lightmem_core.formats import parse_file
+from lightmem_core.history import ordered_history
 from lightmem_core.llm.asking import together
 from lightmem_core.llm.chat import ChatRequest, Rejected, Reply, TooLong
-from lightmem_core.long_term import llm_updater
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.online.keys import KeyRing, NewKey
 from lightmem_core.short_term import summarize
+from lightmem_core.types import Buffer, Message
 from lightmem_pipelines.backfill import BackfillRequest, backfill
 from lightmem_pipelines.cluster import ray_session
 from lightmem_pipelines.files import RunFiles
-from lightmem_pipelines.replies import calls
+from lightmem_pipelines.replies import RunReplies, calls
 from lightmem_pipelines.served import ServedChat
-from lightmem_pipelines.sleep import SleepRequest, sleep
+from lightmem_pipelines.sleep import SleepRequest, apply_planned, sleep
 
 pytestmark = pytest.mark.vllm
 
@@ -48,7 +50,8 @@ ROOT = Path(__file__).parents[2]
 FAKES = ROOT / "pipelines" / "configs" / "fakes.yaml"
 DEPLOYED = ROOT / "serve" / "llm.yaml"
 CONTEXT = 4096
-SCHEMAS = {"extract": summarize.schema(10_000), "update": llm_updater.schema(3)}
+WHOLE = 0.8  # of the replies at least were not cut off
+QUARANTINED = 0.8  # of the messages at most: random weights name few of them
 STARTED_S = 600  # at most, until a server answers
 COMPACT = '{"backend": "xgrammar", "disable_any_whitespace": true}'  # else it writes blanks at will
 
@@ -134,20 +137,46 @@ def _answers(url: str) -> bool:
         return False
 
 
-def check_replies(config: Config, run: Run, stage: str) -> None:
-    """Every reply that was not cut off fits its schema, and the report counts all of them."""
-    replies = list(calls(RunFiles.of(config.memory.store, run.id)))
-    assert {reply["stage"] for reply in replies} == {stage}
+def check_replies(config: Config, run: Run, stage: Any, ask: Callable[[], object]) -> None:
+    """What `ask` makes the stage ask again is all saved: every reply fits the schema of its own
+    request, unless it was cut off, and the report counts all of them."""
+    files = RunFiles.of(config.memory.store, run.id)
+    stage.asking.saved = saved = RunReplies(files)
+    saved.close(LLMUnavailableError("this was never asked"))
+    requests, key_of = dict[str, ChatRequest](), stage.asking._key
+
+    def remembered(request: ChatRequest) -> str:
+        key = key_of(request)
+        requests[key] = request
+        return key
+
+    stage.asking._key = remembered
+    ask()
+    replies = list(calls(files))
+    assert {reply["stage"] for reply in replies} == {stage.asking.stage}
+    assert {reply["key"] for reply in replies} == requests.keys()
     whole = [reply for reply in replies if reply["finish"] == "stop"]
-    assert len(whole) > len(replies) / 2
+    assert len(whole) >= WHOLE * len(replies)
     for reply in whole:
         found = json.loads(reply["text"], strict=False)
-        jsonschema.validate(found, json.loads(SCHEMAS[stage]))
+        jsonschema.validate(found, json.loads(requests[reply["key"]].schema))
     used = run.report["llm"]
     assert used["calls"] == len(replies)
     assert sum(used["models"].values()) == len(replies)
     tokens = sum(r["prompt_tokens"] + r["completion_tokens"] for r in replies)
     assert used["total"] == tokens > 0
+
+
+def buffers_of(config: Config, chats: str) -> list[Buffer]:
+    """What the stages fill, in this process."""
+    memory, users = config.memory, dict[str, list[Message]]()
+    with Path(chats).open("rb") as file:
+        for row in parse_file(file, chats):
+            assert isinstance(row, Message)
+            users.setdefault(row.user_id, []).append(row)
+    histories = [ordered_history(messages) for messages in users.values()]
+    segmented = factory.segmentation(memory)(factory.compression(memory)(histories))
+    return [b for b in factory.buffering(memory)(segmented) if b.segments]
 
 
 def check_run(config: Config, chats: str) -> None:
@@ -159,12 +188,21 @@ def check_run(config: Config, chats: str) -> None:
     assert messages["read"] == (
         messages["stored"] + messages["no_facts"] + messages["duplicate"] + bad
     )
+    assert bad <= QUARANTINED * messages["read"]
     assert filled.report["entries"] > 3
-    check_replies(config, filled, "extract")
-    slept = sleep(config, SleepRequest(progress=False))
+    generator: Any = factory.extraction(config.memory).generator
+    buffers = buffers_of(config, chats)
+    check_replies(config, filled, generator, lambda: generator.generate(buffers))
+    planned = sleep(config, SleepRequest(progress=False, dry_run=True))
+    consolidation = factory.consolidation(config.memory)
+    updater: Any = consolidation.updater
+    (shard,) = MemoryStore.open(config.memory.store).shards
+    rows = shard.entries.to_arrow()
+    check_replies(config, planned, updater, lambda: list(consolidation.of_rows(rows)))
+    slept = apply_planned(config, planned.id)
     assert slept.report["applied"]
     assert slept.report["entries"] == filled.report["entries"]
-    check_replies(config, slept, "update")
+    assert slept.report["llm"] == planned.report["llm"]
 
 
 def engines() -> set[psutil.Process]:
@@ -215,7 +253,7 @@ def test_through_the_server_of_vllm_by_http(api_server, cluster, configured, cha
 def test_one_yaml_serves_searches_and_clients_of_openai(served, store):
     client = OpenAI(base_url=f"{served}/llm/v1", api_key="none")
     assert [model.id for model in client.models.list()] == ["tiny"]
-    form = {"name": "r", "strict": True, "schema": json.loads(SCHEMAS["extract"])}
+    form = {"name": "r", "strict": True, "schema": json.loads(summarize.schema(8))}
     answer = client.chat.completions.create(
         model="tiny",
         messages=[{"role": "user", "content": "1 Ada: I moved to Porto."}],
