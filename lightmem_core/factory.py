@@ -6,7 +6,7 @@ import inspect
 from dataclasses import asdict
 from typing import Any
 
-from lightmem_core.config import Component, MemoryConfig
+from lightmem_core.config import Component, Config, MemoryConfig
 from lightmem_core.errors import ConfigError
 from lightmem_core.llm.chat import Chat, NoReplies, SavedReplies
 from lightmem_core.llm.prompting import Prompt
@@ -30,6 +30,12 @@ def check(config: MemoryConfig) -> None:
     """
     for make in (compression, segmentation, extraction, embedder, consolidation, reranker):
         make(config)
+
+
+def shipped(config: Config) -> Config:
+    """The configuration, checked, as other machines can use it: prompts are texts, not paths."""
+    check(config.memory)
+    return config.model_copy(update={"memory": with_prompts(config.memory)})
 
 
 def tokenizer(config: MemoryConfig) -> Tokenizer:

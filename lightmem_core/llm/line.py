@@ -96,9 +96,9 @@ class Line:
         """A budget must hold at servers that report no usage too."""
         if not self._replies:
             log.warning("%s reports no usage: its tokens are counted here", self.server.url)
-        texts = ["".join(m["content"] for m in request.messages), text]
-        counts = self.tokenizer.count(texts) if self.tokenizer else [_guess(t) for t in texts]
-        return Usage(prompt_tokens=counts[0], completion_tokens=counts[1])
+        texts = [*(m["content"] for m in request.messages), text]
+        *prompt, reply = self.tokenizer.count(texts) if self.tokenizer else map(_guess, texts)
+        return Usage(prompt_tokens=sum(prompt), completion_tokens=reply)
 
 
 def key_of(options: OpenAIOptions) -> str:

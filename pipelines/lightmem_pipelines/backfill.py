@@ -50,8 +50,7 @@ def backfill(config: Config, request: BackfillRequest) -> Run:
     Raise ConfigError or InputError before anything is started, ReconcileError if a message cannot
     be accounted for, LLMUnavailableError or BudgetError if the run had to stop and can go on later.
     """
-    factory.check(config.memory)
-    config = config.model_copy(update={"memory": factory.with_prompts(config.memory)})
+    config = factory.shipped(config)
     if request.format is not None and request.format not in FORMATS:
         raise InputError(f"there is no format {request.format!r}: use one of {sorted(FORMATS)}")
     budget = Budget.asked(request.budget_tokens, request.budget_money, prices_of(config.memory))

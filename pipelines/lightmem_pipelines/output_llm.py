@@ -39,10 +39,8 @@ def retry_lines(run_id: str, report: dict[str, Any]) -> list[str]:
     failed = report.get("messages", {}).get("quarantined", {})
     if not any(reason.startswith(FAILURES) for reason in failed):
         return []
-    return [
-        f"  why, with the replies that were bad, is in {report['notes']};",
-        f"  `lightmem retry {run_id}` extracts them again",
-    ]
+    where = f"why, with the replies, is in {report['notes']}; " if report.get("notes") else ""
+    return [f"  {where}`lightmem retry {run_id}` extracts them again"]
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class Plan:
     """What is expected of the whole input, with what the expectation rests on. `sampled` of
     `users` were looked at; `new_messages` are those that the store does not hold.
 
-    `tokens` are those of the messages. `money` is None where no prices are configured. `asleep`: the
-    sleep asks the model too, how often is not known before there are memories.
+    `tokens` are those of the messages. `money` is None where no prices are configured. `asleep`:
+    the sleep asks the model too, how often is not known before there are memories.
     """
 
     files: int

@@ -51,8 +51,7 @@ def retry(config: Config, request: RetryRequest) -> Run:
 
     Those that fail again are quarantined under it; another retry of the first run finds them too.
     """
-    factory.check(config.memory)
-    config = config.model_copy(update={"memory": factory.with_prompts(config.memory)})
+    config = factory.shipped(config)
     budget = Budget.asked(request.budget_tokens, request.budget_money, prices_of(config.memory))
     model = VectorModel.of(factory.embedder(config.memory))
     store = MemoryStore.open(config.memory.store, model)

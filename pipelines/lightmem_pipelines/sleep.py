@@ -37,8 +37,7 @@ def sleep(config: Config, request: SleepRequest) -> Run:
 
     Raise StoreError if there is no store, or no such user in it.
     """
-    factory.check(config.memory)
-    config = config.model_copy(update={"memory": factory.with_prompts(config.memory)})
+    config = factory.shipped(config)
     prices = prices_of(config.memory)
     budget = Budget.asked(request.budget_tokens, request.budget_money, prices)
     store = MemoryStore.open(config.memory.store)

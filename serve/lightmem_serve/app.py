@@ -94,8 +94,7 @@ class AppArgs(BaseModel):
 def build_app(args: AppArgs) -> serve.Application:
     """Make the store if there is none. Raise ConfigError or StoreError before anything is
     deployed."""
-    config = load_config(args.config, uri=args.store)
-    factory.check(config.memory)
+    config = factory.shipped(load_config(args.config, uri=args.store))
     Upstream.of(config.memory.llm)
     MemoryStore.create(config.memory.store, VectorModel.of(factory.embedder(config.memory)))
     options = {"num_replicas": 1, "max_ongoing_requests": MOST_AT_ONCE}

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from click.testing import CliRunner
@@ -74,6 +76,21 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Told]:
             return Told(code, out.getvalue().decode(), err.getvalue().decode())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def processes(cluster: None) -> Callable[[str], list[psutil.Process]]:
+    """The processes of the tests' Ray whose title begins so."""
+
+    def titled(name: str) -> list[psutil.Process]:
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if " ".join(process.cmdline()).startswith(name):
+                    found.append(process)
+        return found
+
+    return titled
 
 
 @pytest.fixture
