@@ -120,6 +120,7 @@ class Asking:
         self.stage = stage
         self.retries = retries
         self._answered = False
+        self._checks = 0
         self._unfit = ""
         self._checking = asyncio.Lock()
 
@@ -192,24 +193,25 @@ class Asking:
     async def _answer(self, user_id: str, request: ChatRequest) -> Reply:
         """Where nothing was answered yet and this is refused, a word is asked in its place: if that
         is refused too, it is not for what the users have said."""
+        checks = self._checks
         try:
             return await self._reply(user_id, request)
         except (Rejected, TooLong):
             async with self._checking:
-                if not self._answered:
+                if not self._answered and self._checks == checks:
                     await self._check(user_id, request)
+                if not self._answered:
+                    raise ConfigError(self._unfit) from None
             raise
 
     async def _check(self, user_id: str, request: ChatRequest) -> None:
-        if not self._unfit:
-            try:
-                await self._reply(user_id, bare(request))
-                return
-            except TooLong as error:
-                self._unfit = NO_ROOM.format(error)
-            except Rejected as error:
-                self._unfit = NOTHING_TAKEN.format(error)
-        raise ConfigError(self._unfit)
+        self._checks += 1
+        try:
+            await self._reply(user_id, bare(request))
+        except TooLong as error:
+            self._unfit = NO_ROOM.format(error)
+        except Rejected as error:
+            self._unfit = NOTHING_TAKEN.format(error)
 
     def _key(self, request: ChatRequest) -> str:
         return stable_id("reply", *identity(self.chat), request.key)

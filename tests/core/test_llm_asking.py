@@ -105,14 +105,14 @@ def test_a_refused_request_is_a_failure_and_not_an_error(kept):
 )
 def test_where_not_even_a_word_is_taken_the_configuration_is_at_fault(error: Exception, said: str):
     """Else the whole input would be quarantined, message by message."""
-    chat = Scripted(*[error] * 9)
+    chat = Scripted(*[error] * 4, "good", "good")
     asking = Asking(chat, NoReplies(), "extract")
-    for _ in range(2):
-        with pytest.raises(ConfigError, match=said):
-            ask(asking, divisible=True)
-    word = chat.asked[1]
+    with pytest.raises(ConfigError, match=said):
+        together([asking.ask(question(divisible=True)) for _ in range(3)])
+    word = chat.asked[-1]
     assert (word.messages[0], word.schema) == (REQUEST.messages[0], REQUEST.schema)
-    assert len(chat.asked) == 3  # the word was asked once
+    assert len(chat.asked) == 4  # one word for all of them
+    assert ask(asking) == "good"  # once the server is put right
 
 
 def test_where_anything_was_answered_the_request_is_at_fault(kept):
