@@ -107,6 +107,7 @@ def test_whatever_the_endpoint_does_no_message_is_lost_and_every_call_is_counted
     asking, llm_endpoint, source
 ):
     llm_endpoint.plan(
+        {"mode": "down", "after": 20, "until": 21, "seconds": 0.5},
         {"mode": "busy", "share": 0.2, "seconds": 0.1},
         {"mode": "html_500", "share": 0.1},
         {"mode": "hang_up", "share": 0.1},
@@ -116,7 +117,6 @@ def test_whatever_the_endpoint_does_no_message_is_lost_and_every_call_is_counted
         {"mode": "length", "share": 0.1},
         {"mode": "no_usage", "share": 0.2},
         {"mode": "silence", "share": 0.05, "seconds": 4},
-        {"mode": "down", "after": 60, "until": 61, "seconds": 0.5},
         {"mode": "no_json", "match": "cleo says number 1", "times": 9},
         {"mode": "bad_request", "match": "dora says number 2", "times": 9},
     )
