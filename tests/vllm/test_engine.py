@@ -93,8 +93,10 @@ def test_a_request_that_cannot_be_answered_fails_alone(chat, loop):
 
 
 def test_an_engine_that_dies_is_started_again_and_no_request_is_lost(chat, loop):
+    long = {"schema": "", "max_tokens": 600}  # it writes on until it is cut off
+
     async def killed_under_way() -> list[Reply | BaseException]:
-        waiting = asyncio.create_task(ask(chat, [request(n) for n in range(200, 232)]))
+        waiting = asyncio.create_task(ask(chat, [request(n, **long) for n in range(200, 232)]))
         await asyncio.sleep(0.2)
         assert not waiting.done()
         kill_engines()
