@@ -184,6 +184,7 @@ def test_an_edited_prompt_begins_a_run_of_its_own(asking, llm_endpoint, source, 
         run(config, source, budget_tokens=500)
     first = newest(config)
     prompt.write_text("Note what matters.")
+    llm_endpoint.plan()  # forgets what was heard
     run(config, source)
     assert newest(config).run_id != first.run_id
     assert {m[0]["content"] for m in llm_endpoint.heard()} == {"Note what matters."}
