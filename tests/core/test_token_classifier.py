@@ -5,6 +5,7 @@ Run alone: pytest tests/core/test_token_classifier.py
 
 import importlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def test_the_share_is_that_of_the_tokens(model: str, rate: float):
 
     text = " ".join(KNOWN[:25])
     whole, left = weights(text), weights(ours.compress([text])[0])
-    assert rate * sum(whole) - 2 * max(whole) < sum(left) <= rate * sum(whole)
+    assert rate * sum(whole) - 2 * max(whole) < sum(left) <= math.ceil(rate * sum(whole))
 
 
 @pytest.mark.parametrize("rate", [0.991, 0.995, 0.999])
