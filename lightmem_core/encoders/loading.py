@@ -24,7 +24,7 @@ _SURROGATE = regex.compile(r"[\ud800-\udfff]")
 def model_config(model: str) -> Any:
     """The configuration of a model. Raise ValueError if there is none to be had."""
     with _readable(model):
-        return _transformers().AutoConfig.from_pretrained(model)
+        return _transformers("AutoConfig").from_pretrained(model)
 
 
 def config_value(model: str, name: str) -> Any:
@@ -65,7 +65,6 @@ def load_model(model: str, dtype: str = "float32", device: str = "cpu") -> Any:
 def _load(model: str, dtype: str, device: str) -> Any:
     import torch
 
-    transformers = _transformers()
     heads = " ".join(model_config(model).architectures or ())
     kind = "AutoModel"
     if "ForTokenClassification" in heads:
@@ -74,10 +73,10 @@ def _load(model: str, dtype: str, device: str) -> Any:
         kind = "AutoModelForSequenceClassification"
     elif "ForCausalLM" in heads or "LMHead" in heads:
         kind = "AutoModelForCausalLM"
-    transformers.utils.logging.disable_progress_bar()
+    _transformers("logging").disable_progress_bar()
     # Whoever asks first may be in inference mode; weights made there are of no other use.
     with _readable(model), torch.inference_mode(False):
-        loaded = getattr(transformers, kind).from_pretrained(model, dtype=getattr(torch, dtype))
+        loaded = _transformers(kind).from_pretrained(model, dtype=getattr(torch, dtype))
     return loaded.eval().to(device)
 
 
@@ -87,7 +86,7 @@ def load_tokenizer(model: str) -> tuple[Tokenizer, Any]:
     What a text says is text: "[SEP]" or "<s>" in a message are no special tokens.
     """
     with _readable(model):
-        loaded = _transformers().AutoTokenizer.from_pretrained(model)
+        loaded = _transformers("AutoTokenizer").from_pretrained(model)
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"{model} has no fast tokenizer, which is needed for its offsets")
@@ -134,11 +133,11 @@ def window_of(config: Any, limit: int) -> int:
     return min(limit, longest - (config.pad_token_id + 1 if numbered_from_padding else 0))
 
 
-def _transformers() -> Any:
-    """The library, which puts another module in its place while it is imported: a thread that
-    imports it meanwhile would get the one that holds nothing."""
+def _transformers(name: str) -> Any:
+    """A part of the library, which puts another module in its place while it is imported: a thread
+    that imports it meanwhile would get the one that holds nothing."""
     with _IMPORTING:
-        return import_module("transformers")
+        return getattr(import_module("transformers"), name)
 
 
 @contextmanager
