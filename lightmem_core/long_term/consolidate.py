@@ -19,6 +19,7 @@ from lightmem_core.schema import vectors_of as stored_vectors
 from lightmem_core.types import Action, Decision, Entry, UserEntries
 
 QUEUES = 2_000  # that are judged together, where stored rows become entries
+LARGE = 30_000  # entries of one user from which it pays to move them to a GPU
 ORDER = ("user_id", "said_at", "session_id", "position", "ordinal")  # Entry.order, by user
 
 _Queue = tuple[int, list[tuple[int, float]]]
@@ -32,10 +33,9 @@ class Consolidation:
     one to keep the entry, with the reason and without a successor.
     """
 
-    def __init__(self, updater: Updater, k: int, theta: float):
-        self.updater = updater
-        self.k = k
-        self.theta = theta
+    def __init__(self, updater: Updater, k: int, theta: float, device: str | None = None):
+        """The queues of LARGE users are made on the torch device that is given."""
+        self.updater, self.k, self.theta, self.device = updater, k, theta, device
 
     def __call__(
         self, rows: Sequence[UserEntries], new: Collection[str] | None = None
@@ -84,7 +84,8 @@ class Consolidation:
         """The queues to judge of one user, whose entries are in their order."""
         if len(vectors) < 2 or (fresh is not None and not fresh.any()):
             return
-        for i, queue in update_queues(vectors, self.k, self.theta):
+        device = self.device if len(vectors) >= LARGE else None
+        for i, queue in update_queues(vectors, self.k, self.theta, device):
             if fresh is None or fresh[i] or any(fresh[j] for j, _ in queue):
                 yield i, queue
 
@@ -107,9 +108,8 @@ class Consolidation:
         successor = next((e for e, _ in queue.later if e.id == decision.successor), None)
         if successor is None or (decision.user_id, decision.entry_id) != (entry.user_id, entry.id):
             raise ComponentError(
-                f"{type(self.updater).__name__} decided for {decision.entry_id} with the successor "
-                f"{decision.successor}, expected {entry.id} and one of its {len(queue.later)} "
-                "later ones"
+                f"{type(self.updater).__name__} decided for an entry and a successor, expected the "
+                f"entry of the queue and one of its {len(queue.later)} later ones"
             )
         self._check(decision)
         if decision.action == "update" and decision.text == entry.text:
@@ -120,9 +120,9 @@ class Consolidation:
         updates = decision.action == "update"
         if decision.action not in get_args(Action) or updates != bool(decision.text.strip()):
             raise ComponentError(
-                f"{type(self.updater).__name__} decided {decision.action!r} with the text "
-                f"{decision.text!r} for {decision.entry_id}, expected one of {get_args(Action)}, "
-                "with a text if it is an update and without one if not"
+                f"{type(self.updater).__name__} decided {decision.action!r} with a text of "
+                f"{len(decision.text)} characters, expected one of {get_args(Action)}, with a text "
+                "if it is an update and without one if not"
             )
 
 

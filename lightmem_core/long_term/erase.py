@@ -10,30 +10,32 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightmem_core.errors import StoreError
-from lightmem_core.long_term.mentions import redacted
+from lightmem_core.long_term.mentions import (
+    Redaction,
+    pseudonym,
+    telling_of,
+    texts_in,
+    without_error,
+)
 from lightmem_core.long_term.store import MemoryStore, table_names
 from lightmem_core.long_term.tables import (
     FRAGMENT_ROWS,
     SCAN_ROWS,
     of_users,
-    quoted,
     read_batches,
 )
 
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-SOUGHT_IDS = 10  # of a user's rows in each table, whose letters are looked for in all files
 SHARDED = re.compile(r"_(\d{4,})(_g\d+)?$")
-USER_COLUMNS = {"user_id", "values", "min", "max"}  # of data files, and of an index on user_id
+SAID = ("id", "text", "content", "raw", "reply")  # the columns of what reports must not repeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +53,25 @@ def erase_rows(store: MemoryStore, user_id: str) -> list[ErasedTable]:
 
     Raise StoreError naming what is left of the user.
     """
-    tables = list(_tables_of(store, user_id))
-    ids = _sought(tables, user_id)
     try:
-        erased = [_erase(table, user_id) for table in tables]
+        return [_erase(table, user_id) for table in tables_of(store, user_id)]
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split()).replace(user_id, "USER")
         raise StoreError(f"the erasing was cut off, run it again: {reason}") from None
-    if "://" not in store.database.uri:
-        _check_files(Path(store.database.uri), [t.name for t in tables], user_id)
-        check_bytes(Path(store.database.uri), ids)
-    return erased
 
 
 def erase_from_ledger(store: MemoryStore, user_id: str) -> int:
-    """Replace a user's id in the requests and reports of runs; return in how many it stood."""
-    named = 0
-    for run in store.runs.latest(None):
-        request, report = redacted(run.request, user_id), redacted(run.report, user_id)
+    """Replace a user's id in the requests and reports of runs, and what there holds an id or a text
+    of the user's rows or may hold one; return in how many it stood.
+
+    Only while the rows are there can that be known: they go last.
+    """
+    runs, named = store.runs.latest(None), 0
+    texts = {text for run in runs for text in texts_in(run.report)}
+    telling = telling_of(texts, _said(store, user_id))
+    redaction = Redaction(user_id, pseudonym(user_id, store.salt), telling)
+    for run in runs:
+        request, report = redaction.of(run.request), redaction.of(without_error(run.report))
         if (request, report) != (run.request, run.report):
             store.runs.write(replace(run, request=request, report=report))
             named += 1
@@ -78,25 +81,16 @@ def erase_from_ledger(store: MemoryStore, user_id: str) -> int:
     return named
 
 
-def check_run_bytes(store: MemoryStore, user_id: str) -> None:
-    """Raise StoreError if a file that a run left holds an id of the user's rows. Only while these
-    are there can it be known: what is left must be found before they go."""
-    if "://" not in store.database.uri:
-        ids = _sought(list(_tables_of(store, user_id)), user_id)
-        check_bytes(Path(store.database.uri) / "_runs", ids)
+def _said(store: MemoryStore, user_id: str) -> Iterator[str]:
+    """The ids and the texts of a user's rows."""
+    for table in tables_of(store, user_id):
+        columns = [name for name in SAID if name in table.schema.names]
+        for batch in read_batches(table, of_users([user_id]), columns) if columns else ():
+            for column in batch.columns:
+                yield from column.to_pylist()
 
 
-def check_bytes(folder: Path, ids: Sequence[str]) -> None:
-    """Raise StoreError if a file below a folder holds one of the ids of what was erased."""
-    if not ids:
-        return
-    sought = re.compile(b"|".join(i.encode() for i in ids))
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and sought.search(path.read_bytes()):
-            raise StoreError(f"{path} still holds an id of the user: erase again")
-
-
-def _tables_of(store: MemoryStore, user_id: str) -> Iterator[Table]:
+def tables_of(store: MemoryStore, user_id: str) -> Iterator[Table]:
     """Those that can hold rows of the user, of all generations."""
     number = store.shard_number(user_id)
     for name in table_names(store.database):
@@ -105,17 +99,6 @@ def _tables_of(store: MemoryStore, user_id: str) -> Iterator[Table]:
             table = store.database.open_table(name)
             if "user_id" in table.schema.names:
                 yield table
-
-
-def _sought(tables: Sequence[Table], user_id: str) -> list[str]:
-    return [found for table in tables for found in _ids(table, user_id)]
-
-
-def _ids(table: Table, user_id: str) -> list[str]:
-    if "id" not in table.schema.names:
-        return []
-    batches = read_batches(table, of_users([user_id]), ["id"])
-    return list(islice((i for batch in batches for i in batch["id"].to_pylist()), SOUGHT_IDS))
 
 
 def _erase(table: Table, user_id: str) -> ErasedTable:
@@ -169,38 +152,3 @@ def _drop_old(table: Table) -> int:
     )
     table.checkout_latest()
     return stats.old_versions
-
-
-def _check_files(folder: Path, tables: Sequence[str], user_id: str) -> None:
-    """Read every file of the tables, also those that no version names."""
-    for name in tables:
-        paths = sorted(p for p in (folder / f"{name}.lance").rglob("*") if p.is_file())
-        left = [path for path in paths if _holds(path, user_id)]
-        if left:
-            raise StoreError(
-                f"{len(left)} files of {name} still hold the user, the first is {left[0]}: end "
-                "what writes to the store, and erase again"
-            )
-
-
-def _holds(path: Path, user_id: str) -> bool:
-    if path.suffix == ".lance":
-        try:
-            return _column_holds(path, user_id)
-        except (OSError, ValueError, RuntimeError):  # cut off while it was written
-            return user_id.encode() in path.read_bytes()
-    return quoted(user_id).encode() in path.read_bytes()
-
-
-def _column_holds(path: Path, user_id: str) -> bool:
-    import pyarrow.compute as pc
-    from lance.file import LanceFileReader
-
-    schema = LanceFileReader(str(path)).metadata().schema
-    columns = [f.name for f in schema if f.name in USER_COLUMNS and f.type == "string"]
-    if not columns:
-        return False
-    for batch in LanceFileReader(str(path), columns=columns).read_all().to_batches():
-        if any(pc.any(pc.equal(column, user_id)).as_py() for column in batch.columns):  # pyright: ignore[reportAttributeAccessIssue]
-            return True
-    return False

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import pyarrow as pa
@@ -16,9 +16,10 @@ from pyarrow import fs
 
 from lightmem_core.config import StoreConfig
 from lightmem_core.errors import StoreError
-from lightmem_core.long_term.erase import check_run_bytes, erase_from_ledger, erase_rows
-from lightmem_core.long_term.mentions import Traces, redacted
+from lightmem_core.long_term.erase import erase_from_ledger, erase_rows
+from lightmem_core.long_term.mentions import Redaction, Traces, pseudonym
 from lightmem_core.long_term.objects import filesystem
+from lightmem_core.long_term.proof import Proof
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import of_users, read_batches
 from lightmem_core.types import stable_id
@@ -37,21 +38,38 @@ class ErasedFiles:
     rows: int = 0
 
 
-def erase_user(store: MemoryStore, place: StoreConfig, user_id: str) -> dict[str, Any]:
-    """Erase all that a store at `place` holds of a user, under the lease of an erase; return the
-    report. Raise StoreError naming what is left."""
-    traces = Traces(user_id, _sources(store, user_id))  # the rows that tell them go last
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What was erased, and what is yet to be read to prove it."""
+
+    report: dict[str, Any]
+    proof: Proof
+    files: list[Path]
+
+    def prove(self) -> None:
+        """Read the files that the erase left. Raise StoreError naming one that holds the user.
+        Others may write meanwhile: no file is changed, and what they add is not read."""
+        self.proof.check(self.files)
+
+
+def erase_user(store: MemoryStore, place: StoreConfig, user_id: str) -> Erasure:
+    """Erase all that a store at `place` holds of a user, under the lease of an erase. It is to be
+    proved. Raise StoreError naming what is left."""
+    hidden = pseudonym(user_id, store.salt)
+    traces = Traces(user_id, _sources(store, user_id), hidden)  # the rows that tell them go last
+    proof = Proof.of(store, user_id)
     files = erase_files(place, traces)
     check_files(place, traces)
-    check_run_bytes(store, user_id)
     ledger = erase_from_ledger(store, user_id)
+    proof.check_beside()
     tables = erase_rows(store, user_id)
-    return {
+    report = {
         "tables": [asdict(table) for table in tables],
         "run_files": asdict(files),
         "runs_named": ledger,
         "searched": "files" if "://" not in place.uri else "rows",
     }
+    return Erasure(report, proof, proof.files())
 
 
 def folder_of(user_id: str) -> str:
@@ -198,7 +216,7 @@ class RunFile:
         """None for what is the user's own, such as a reply; what is another's stays as it is."""
         if isinstance(value, dict) and "user_id" in value:
             return None if value["user_id"] == self.traces.user_id else value
-        return redacted(value, self.traces.user_id)
+        return Redaction(self.traces.user_id, self.traces.hidden).of(value)
 
     def _batches(self) -> Iterator[tuple[pa.RecordBatch, pa.BooleanArray]]:
         """The rows in batches, each with whether they are the user's."""

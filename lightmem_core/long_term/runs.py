@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from lightmem_core.errors import RequestError, StoreError
-from lightmem_core.long_term.tables import keyed_table, quoted, read, upsert
+from lightmem_core.long_term.tables import keyed_table, now_ms, quoted, read, upsert
+from lightmem_core.types import stable_id
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection
@@ -27,11 +32,13 @@ SCHEMA = pa.schema(
     ]
 )
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run. `status` is running, done, failed or planned; `request` and `report` can be written
-    as JSON."""
+    """A run. `status` is running, done, failed, planned or undone; `request` and `report` can be
+    written as JSON."""
 
     id: str
     kind: str
@@ -111,3 +118,55 @@ class RunLedger:
 def _run(row: dict[str, Any]) -> Run:
     request, report = json.loads(row.pop("request")), json.loads(row.pop("report"))
     return Run(**row, request=request, report=report)
+
+
+def new_run_id(kind: str, started: int, *parts: object) -> str:
+    """A name that sorts by time, and differs by the parts for what is started together."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started / 1000))
+    return f"{kind}-{stamp}-{stable_id(started, *parts)[:6]}"
+
+
+@dataclass
+class Running:
+    """A run under way. What is put into `report` is kept when the block ends; `status` is what it
+    then is."""
+
+    finished: Run
+    report: dict[str, Any] = field(default_factory=dict)
+    status: str = "done"
+
+    @property
+    def id(self) -> str:
+        return self.finished.id
+
+
+@contextmanager
+def recorded(
+    run: Run, write: Callable[[Run], None], confirm: Callable[[], None]
+) -> Iterator[Running]:
+    """Write a run as running, and as done or failed when the block ends. `confirm` raises where a
+    lease was lost: the run may be another process's by then, and is left as it is."""
+    write(run)
+    state = Running(run)
+    try:
+        yield state
+        confirm()
+    except BaseException as error:
+        _write_failed(run, write, confirm, error)
+        raise
+    ended_at = 0 if state.status == "running" else now_ms()
+    ended = replace(run, status=state.status, finished_at=ended_at, report=state.report)
+    state.finished = ended
+    write(ended)
+
+
+def _write_failed(
+    run: Run, write: Callable[[Run], None], confirm: Callable[[], None], error: BaseException
+) -> None:
+    """An error in this must not hide the one that ended the run."""
+    reason = f"{type(error).__name__}: {error}"
+    try:
+        confirm()
+        write(replace(run, status="failed", report={"error": reason}))
+    except Exception as second:  # noqa: BLE001
+        log.warning("%s could not be written as failed: %s", run.id, second)

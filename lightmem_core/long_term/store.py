@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -172,6 +173,13 @@ class MemoryStore:
     @cached_property
     def runs(self) -> RunLedger:
         return RunLedger(self.database)
+
+    @cached_property
+    def salt(self) -> str:
+        """A secret of the store, made once: nobody can guess erased users from their pseudonyms
+        without it."""
+        made = pa.table({"salt": [secrets.token_hex(16)]})
+        return made_once(self.database, "salt", made).to_arrow()["salt"][0].as_py()
 
     def shard(self, number: int) -> Shard:
         names = TableNames(self.manifest.generation, number)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 from lightmem_core import factory
 from lightmem_core.config import Config
 from lightmem_core.llm.usage import Usage
+from lightmem_core.long_term.runs import Run, new_run_id
 from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.long_term.tables import now_ms
@@ -21,7 +22,6 @@ from lightmem_core.online.inbox import Inbox
 from lightmem_core.online.locks import Gate, Users, WriterHold
 from lightmem_core.online.replies import StoredReplies
 from lightmem_core.online.stages import Stages
-from lightmem_core.types import stable_id
 
 
 class Shared:
@@ -37,7 +37,7 @@ class Shared:
         after_ms = config.serve.flush_after_s * 1000
         self.backlogs = Backlogs(config.memory.buffer_tokens, after_ms)
         self.started_at = now_ms()
-        self.run_id = new_run_id("online", self.started_at)
+        self.run_id = new_run_id("online", self.started_at, os.getpid())
         self.last_write_at = 0
         self.sleeping = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
@@ -73,6 +73,15 @@ class Shared:
         if place is None or place.commits != before:
             self.last_write_at = now_ms()
 
+    def new_run(self, kind: str, request: dict[str, Any]) -> Run:
+        started = now_ms()
+        run_id = new_run_id(kind, started, os.getpid())
+        return Run(run_id, kind, "running", started, request=request)
+
+    def write_run(self, run: Run) -> None:
+        with self.writing():
+            self.store.runs.write(run)
+
     def inbox_for(self, user_id: str) -> Inbox:
         return self.inboxes[self.store.shard_number(user_id)]
 
@@ -93,9 +102,3 @@ class Shared:
 
 def _name(shard: Shard) -> str:
     return f"shard_{shard.number}"
-
-
-def new_run_id(kind: str, started: int) -> str:
-    """A name that sorts by time."""
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started / 1000))
-    return f"{kind}-{stamp}-{stable_id(started, os.getpid())[:6]}"

@@ -17,6 +17,8 @@ def erase(config: Config, user_id: str) -> Run:
     interrupted erase left is finished by another one. Raise StoreError naming what is left.
     """
     store = MemoryStore.open(config.memory.store)
-    with running(store, "erase", {"user": pseudonym(user_id)}) as run:
-        run.report = erase_user(store, config.memory.store, user_id)
+    with running(store, "erase", {"user": pseudonym(user_id, store.salt)}) as run:
+        erased = erase_user(store, config.memory.store, user_id)
+        erased.prove()
+        run.report = erased.report
     return run.finished

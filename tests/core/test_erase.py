@@ -13,7 +13,9 @@ from lightmem_core.config import StoreConfig
 from lightmem_core.errors import StoreError
 from lightmem_core.long_term.erase import erase_from_ledger, erase_rows
 from lightmem_core.long_term.lease import ERASING, Leases
-from lightmem_core.long_term.mentions import Traces, pseudonym, redacted
+from lightmem_core.long_term.mentions import Redaction, Traces, pseudonym, without_error
+from lightmem_core.long_term.proof import Proof
+from lightmem_core.long_term.run_files import erase_user
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.long_term.tables import compact, of_users
@@ -172,8 +174,10 @@ def test_a_file_that_is_left_is_named_and_the_user_is_not(
         erase_rows(store, "eve-the-erased")
     assert "eve" not in str(raised.value)
     monkeypatch.setattr("lightmem_core.long_term.erase._check_versions", lambda table, where: None)
-    with pytest.raises(StoreError, match=r"\d+ files of entries_0000 still hold the user"):
-        erase_rows(store, "eve-the-erased")
+    proof = Proof.of(store, "eve-the-erased")
+    erase_rows(store, "eve-the-erased")
+    with pytest.raises(StoreError, match=r"entries_0000.lance/.* still holds the user"):
+        proof.check(proof.files())
 
 
 @pytest.mark.parametrize("other", ["backfill 1", "the sleep phase", "an erase"])
@@ -201,7 +205,7 @@ def test_the_ledger_forgets_the_user_and_keeps_the_rest(store: MemoryStore):
     for run in (asleep, failed, others, read):
         store.runs.write(run)
     assert erase_from_ledger(store, "eve'x") == 2
-    hidden = pseudonym("eve'x")
+    hidden = pseudonym("eve'x", store.salt)
     assert store.runs.get("sleep-1") == replace(asleep, request={"user_id": hidden})
     assert store.runs.get("sleep-2").report == {"error": f"of user '{hidden}'"}
     assert [store.runs.get(run.id) for run in (others, read)] == [others, read]
@@ -209,6 +213,75 @@ def test_the_ledger_forgets_the_user_and_keeps_the_rest(store: MemoryStore):
     named = [p for p in runs.rglob("*") if p.is_file() and b'"eve\'x"' in p.read_bytes()]
     assert [re.sub(r"/[^/]*$", "", str(p.relative_to(runs))) for p in named] == ["data"]
     assert erase_from_ledger(store, "eve'x") == 0
+
+
+@pytest.mark.parametrize("said", ["id", "text", "id of a version"])
+def test_what_a_failed_run_said_of_the_user_goes_before_the_rows(
+    store: MemoryStore, put: Callable[..., None], store_config: StoreConfig, said: str
+):
+    """The rows alone tell it: an erase that left it would be done the next time, and not proved."""
+    put(store, "eve-the-erased", "ada")
+    shard, eve = store.shards[0], of_users(["eve-the-erased"])
+    held = (shard.versions if said == "id of a version" else shard.entries).search().where(eve)
+    secret = held.to_list()[0]["text" if said == "text" else "id"]
+    for name in ("StoreError", "ComponentError"):
+        report = {"error": f"{name}: no successor {secret!r}", "undecided": {secret: 1}}
+        store.runs.write(Run(f"sleep-{name}", "sleep", "failed", 1, report=report))
+    erased = erase_user(store, store_config, "eve-the-erased")
+    erased.prove()
+    assert erased.report["runs_named"] == 2
+    assert naming(store, secret) == []
+    assert store.runs.get("sleep-StoreError").report["undecided"] == {"erased with a user": 1}
+
+
+def test_an_error_of_others_is_kept_and_one_that_may_be_of_anybody_is_not():
+    kept = [
+        "StoreError: the disk is full",
+        "it was killed; online-1 went on",
+        "KeyboardInterrupt: ",
+    ]
+    assert [without_error({"error": e}) for e in kept] == [{"error": e} for e in kept]
+    hidden = {"error": "RayTaskError(ValueError): erased with a user"}
+    assert without_error({"error": "RayTaskError(ValueError): bad text 'x'"}) == hidden
+    assert without_error(hidden) == hidden
+    assert without_error({"entries": 3}) == {"entries": 3}
+
+
+@pytest.mark.parametrize("place", ["runs.lance/left", "_runs/sleep-1/left.bin"])
+def test_an_erase_fails_before_the_rows_go_while_a_file_beside_them_holds_an_id(
+    store: MemoryStore, put: Callable[..., None], store_config: StoreConfig, place: str
+):
+    """And is done only once that file is gone, however often it is tried."""
+    put(store, "eve-the-erased")
+    store.runs.write(Run("sleep-1", "sleep", "done", 1))
+    left = Path(store.database.uri) / place
+    left.parent.mkdir(parents=True, exist_ok=True)
+    entry = store.shards[0].entries.search().to_list()[0]["id"]
+    left.write_bytes(b"\0" * ((1 << 20) - 5) + entry.encode())  # across two blocks
+    for _ in range(2):
+        with pytest.raises(StoreError, match="holds an id of the user"):
+            erase_user(store, store_config, "eve-the-erased")
+    assert len(rows(store, "eve-the-erased")[0]) == 3
+    left.unlink()
+    erase_user(store, store_config, "eve-the-erased").prove()
+
+
+def test_only_the_shard_of_the_user_is_read_to_prove_it(tmp_path: Path, put: Callable[..., None]):
+    place = StoreConfig(uri=str(tmp_path), shards=3)
+    store = MemoryStore.create(place, VectorModel("hash-16", 16))
+    put(store, "eve-the-erased")
+    number = store.shard_number("eve-the-erased")
+    files = Proof.of(store, "eve-the-erased").files()
+    assert {path.relative_to(tmp_path).parts[0] for path in files} == {
+        f"{name}_{number:04}.lance" for name in ("entries", "messages", "versions")
+    }
+
+
+def test_the_pseudonym_of_a_user_differs_from_store_to_store(store: MemoryStore, tmp_path: Path):
+    other = MemoryStore.create(StoreConfig(uri=str(tmp_path / "other")), store.model)
+    again = MemoryStore.open(StoreConfig(uri=store.database.uri))
+    names = [pseudonym("eve", s.salt) for s in (store, again, other)]
+    assert names[0] == names[1] != names[2]
 
 
 # --- what names a user -------------------------------------------------------------------------
@@ -256,8 +329,8 @@ def test_a_value_is_redacted_wherever_it_stands():
         "sources": ["eve"],
         "text": "of 'eve', not of 'event'",
     }
-    hidden = pseudonym("eve")
-    assert redacted(value, "eve") == {
+    hidden = "erased-1"
+    assert Redaction("eve", hidden).of(value) == {
         "by_user": {hidden: [1, hidden, {"who": hidden}], "bob": 2},
         "eve": 3,
         "sources": ["eve"],
