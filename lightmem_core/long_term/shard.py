@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,7 +20,9 @@ from lightmem_core.long_term.tables import (
     quoted,
     read,
     read_batches,
+    small_fragments,
     twice,
+    unindexed_fragments,
     upsert,
 )
 from lightmem_core.schema import from_table
@@ -55,16 +58,17 @@ class Shard:
     entries: Table
     messages: Table
     versions: Table
-    commits: int = 0
+    rest: int = 0
     confirm: Callable[[], None] = lambda: None
     reader: LanceDataset | None = None
 
-    def insert(self, extracted: pa.Table, run_id: str) -> int:
+    def insert(self, extracted: pa.Table, run_id: str, varies: bool = False) -> int:
         """Store rows of Extracted. Ids that exist are left as they are, but for messages that
         were quarantined and have been tried again. Return how many messages are repeats: of what
         another run, or another place of this run's input, has stored.
 
-        Entries go first: a message that is found here has all its entries.
+        Entries go first: a message that is found here has all its entries. Where texts vary from
+        one attempt to the next, new entries of messages that all are found are therefore left out.
         """
         self.confirm()
         written = {"run_id": run_id, "stored_at": now_ms()}
@@ -72,11 +76,46 @@ class Shard:
         messages = _stored_rows(extracted["messages"], self.messages.schema, written)
         failed = [state == "quarantined" for state in messages["state"].to_pylist()]
         unique = _unique(messages, failed)
-        insert_missing(self.entries, "id", _newest(entries))
+        insert_missing(self.entries, "id", _newest(self._lacking(entries) if varies else entries))
         self.confirm()
         repeats = len(messages) - len(unique) + self._insert_messages(unique)
-        self._count_commit()
+        self._keep_fast()
         return repeats
+
+    def _lacking(self, entries: pa.Table) -> pa.Table:
+        """The entries of which a source is not stored."""
+        known = self.known(sorted(set(entries["user_id"].to_pylist())))
+        lacking = [_unstored(sources, known) for sources in entries["sources"].to_pylist()]
+        return entries.filter(pa.array(lacking, pa.bool_()))
+
+    def drop_orphans(self, run_ids: Sequence[str]) -> int:
+        """Remove the entries that runs wrote before they were cut off, without the messages that
+        these came from, and return how many. Those that changed since, or that others were
+        superseded by, are kept. None of the runs may be under way."""
+        if not run_ids:
+            return 0
+        runs = f"run_id IN ({', '.join(map(quoted, run_ids))}) AND gen = 0"
+        orphans = [
+            id
+            for batch in read_batches(self.entries, runs, ["id", "user_id", "sources"])
+            for start in range(0, len(batch), IDS_PER_FILTER)
+            for id in self._orphans(batch.slice(start, IDS_PER_FILTER).to_pylist())
+        ]
+        for start in range(0, len(orphans), IDS_PER_FILTER):
+            where = f"{runs} AND id IN {_listed(orphans[start : start + IDS_PER_FILTER])}"
+            committed(self.entries, partial(self.entries.delete, where))
+        return len(orphans)
+
+    def _orphans(self, rows: Sequence[dict[str, Any]]) -> list[str]:
+        users = of_users(sorted({row["user_id"] for row in rows}))
+        ids = {source["message_id"] for row in rows for source in row["sources"]}
+        stored = _found(self.messages, f"{users} AND id IN {_listed(ids)}", "id")
+        lost = [row["id"] for row in rows if _unstored(row["sources"], stored)]
+        if not lost:
+            return []
+        named = f"{users} AND superseded_by IN {_listed(lost)}"
+        heirs = _found(self.entries, named, "superseded_by")
+        return [id for id in lost if id not in heirs]
 
     def _insert_messages(self, messages: pa.Table) -> int:
         if not len(messages):
@@ -101,7 +140,7 @@ class Shard:
         merge = self.entries.merge_insert("id").when_matched_update_all(where=NEWER)
         result = committed(self.entries, lambda: merge.execute(changed))
         self.confirm()
-        self._count_commit()
+        self._keep_fast()
         return len(changed) - result.num_updated_rows
 
     def _keep_versions(self, changed: pa.Table) -> None:
@@ -128,9 +167,8 @@ class Shard:
 
     def compact(self) -> None:
         """Keep the tables fast after many commits."""
-        for table in (self.entries, self.messages, self.versions):
+        for table in self._tables:
             compact(table)
-        self.commits = 0
 
     def known(self, user_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """The run that stored each message of some users, and where that run had read it, by
@@ -214,13 +252,21 @@ class Shard:
         """How many entries a run wrote."""
         return self.entries.count_rows(f"run_id = {quoted(run_id)}")
 
-    def _count_commit(self) -> None:
-        self.commits += 1
-        if self.commits >= COMPACT_AFTER:
+    def _keep_fast(self) -> None:
+        """Look at the tables after a commit, not at a count of commits: those of processes that
+        have ended count, too. A compaction that others hindered is tried again after a while."""
+        self.rest = max(self.rest - 1, 0)
+        if not self.rest and any(small_fragments(t) >= COMPACT_AFTER for t in self._tables):
             self.compact()
-        elif self.commits % INDEX_AFTER == 0:
-            for table in (self.entries, self.messages):
+            self.rest = INDEX_AFTER
+            return
+        for table in (self.entries, self.messages):
+            if unindexed_fragments(table) >= INDEX_AFTER:
                 index_anew(table)
+
+    @property
+    def _tables(self) -> tuple[Table, ...]:
+        return self.entries, self.messages, self.versions
 
 
 def _stored_rows(
@@ -233,6 +279,18 @@ def _stored_rows(
         columns[name] = pa.repeat(pa.scalar(value, schema.field(name).type), len(structs))
     rows = pa.table({name: columns[name] for name in schema.names}).cast(schema)
     return rows.sort_by([("user_id", "ascending"), ("said_at", "ascending")])
+
+
+def _unstored(sources: Sequence[dict[str, Any]], stored: Collection[str]) -> bool:
+    return any(source["message_id"] not in stored for source in sources)
+
+
+def _listed(values: Iterable[str]) -> str:
+    return f"({', '.join(map(quoted, sorted(values)))})"
+
+
+def _found(table: Table, where: str, column: str) -> set[str]:
+    return set(read(table, where, [column])[column].to_pylist())
 
 
 def _quarantined_by(run_ids: Sequence[str]) -> str:

@@ -228,6 +228,24 @@ def drop_versions(table: Table) -> None:
         compact(table)
 
 
+def small_fragments(table: Table) -> int:
+    """How many fragments compaction would join. No rows are read."""
+    fragments = table.to_lance().get_fragments()
+    return sum(fragment.physical_rows < FRAGMENT_ROWS for fragment in fragments)
+
+
+def unindexed_fragments(table: Table) -> int:
+    """How many fragments an index does not know yet. No rows are read."""
+    dataset = table.to_lance()
+    every = {fragment.fragment_id for fragment in dataset.get_fragments()}
+    known = (
+        {i for segment in index.segments for i in segment.fragment_ids}
+        for index in dataset.describe_indices()
+        if not index.name.startswith("__")
+    )
+    return max((len(every - ids) for ids in known), default=0)
+
+
 def compact(table: Table, keep: timedelta = KEPT) -> None:
     """Join the small fragments that commits left, bring the indices up to date, and drop the
     versions that are older than `keep`.

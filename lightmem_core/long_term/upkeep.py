@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightmem_core.long_term.shard import Shard
-from lightmem_core.long_term.tables import FRAGMENT_ROWS
+from lightmem_core.long_term.tables import small_fragments
 
 CROWDED = 20  # small fragments of a table: search slows down with each
 
@@ -11,9 +11,8 @@ CROWDED = 20  # small fragments of a table: search slows down with each
 def compact_if_crowded(shard: Shard) -> None:
     """Compact a shard where many commits have left their small fragments. To look costs little:
     no rows are read."""
-    for table in (shard.entries, shard.messages, shard.versions):
+    tables = (shard.entries, shard.messages, shard.versions)
+    for table in tables:
         table.checkout_latest()
-        fragments = table.to_lance().get_fragments()
-        if sum(f.physical_rows < FRAGMENT_ROWS for f in fragments) > CROWDED:
-            shard.compact()
-            return
+    if any(small_fragments(table) > CROWDED for table in tables):
+        shard.compact()

@@ -13,6 +13,7 @@ from lightmem_core.long_term.provenance import provenance
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.shard import COMPACT_AFTER, INDEX_AFTER, Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_core.long_term.tables import small_fragments, unindexed_fragments
 from lightmem_core.schema import to_table
 from lightmem_core.types import Entry, Extracted, Message, Source
 
@@ -376,6 +377,24 @@ def test_the_index_on_users_lacks_the_rows_of_a_few_commits_at_most(
             lacking.append(stats.num_unindexed_rows if stats else n + 1)
     assert max(lacking) < INDEX_AFTER
     assert len(store.shards[0].known([f"user {n}" for n in range(n + 1)])) == n + 1
+
+
+def test_a_shard_is_kept_fast_by_processes_that_each_commit_a_few_times(
+    store_config: StoreConfig, put: Callable[..., Extracted]
+):
+    """So commits a backfill into many shards: its committers start anew every hundred commits."""
+    store = MemoryStore.create(store_config.model_copy(update={"shards": 2}), MODEL)
+    crowds, lacking = [], []
+    for n in range(COMPACT_AFTER + 2):
+        if n % 5 == 0:
+            store = MemoryStore.open(store_config)
+        for shard in store.shards:
+            put(shard, f"film {n}")
+        tables = (store.shards[0].entries, store.shards[0].messages)
+        crowds += map(small_fragments, tables)
+        lacking += map(unindexed_fragments, tables)
+    assert max(crowds) <= COMPACT_AFTER
+    assert max(lacking) < INDEX_AFTER
 
 
 def test_a_run_finds_the_messages_and_entries_that_it_wrote(
