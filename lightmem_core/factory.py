@@ -87,10 +87,13 @@ def embedding(config: MemoryConfig) -> Embedding:
     return Embedding(embedder(config))
 
 
-def consolidation(config: MemoryConfig, saved: SavedReplies | None = None) -> Consolidation:
-    """`saved` keeps the replies of an updater that asks a language model."""
+def consolidation(
+    config: MemoryConfig, saved: SavedReplies | None = None, device: str | None = None
+) -> Consolidation:
+    """`saved` keeps the replies of an updater that asks a language model. `device` is torch's, of a
+    process that was given a GPU."""
     updater = _part("updater", config, saved)
-    return Consolidation(updater, config.queue.k, config.queue.theta)
+    return Consolidation(updater, config.queue.k, config.queue.theta, device)
 
 
 def chat(config: MemoryConfig) -> Chat:
@@ -122,6 +125,11 @@ def _with_prompts(kind: str, component: Component) -> Component:
         for option, name in getattr(find(kind, component), "prompts", {}).items()
     }
     return component.model_copy(update={"options": options | prompts})
+
+
+def varies(config: MemoryConfig) -> bool:
+    """Whether the generator may write other texts when it is asked again."""
+    return not getattr(find("generator", config.generator), "deterministic", False)
 
 
 def _part(kind: str, config: MemoryConfig, saved: SavedReplies | None) -> Any:

@@ -41,7 +41,9 @@ class Segmenter(Protocol):
 
 
 class Generator(Protocol):
-    """Writes memories. `name` is stored with every entry."""
+    """Writes memories. `name` is stored with every entry. A class that gives the same facts for the
+    same buffer each time may say so with `deterministic = True`: several runs may then be at work
+    at once."""
 
     name: str
 

@@ -100,6 +100,7 @@ class VerbatimGenerator:
     """
 
     name = "verbatim"
+    deterministic = True
 
     def __init__(self, fails_on: str | None = None):
         self.fails_on = fails_on

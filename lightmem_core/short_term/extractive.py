@@ -43,6 +43,7 @@ class ExtractiveGenerator:
     """
 
     name = "extractive"
+    deterministic = True
 
     def __init__(
         self,

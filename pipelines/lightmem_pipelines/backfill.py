@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import ray
@@ -26,14 +26,14 @@ from lightmem_pipelines.monitor import Progress
 from lightmem_pipelines.operators import STEPS, Step
 from lightmem_pipelines.reading import Reader, read_histories
 from lightmem_pipelines.report import BackfillReport, backfill_report
-from lightmem_pipelines.running import running
+from lightmem_pipelines.running import running, varying
 from lightmem_pipelines.storing import Storing
 
 
 @dataclass(frozen=True, slots=True)
 class BackfillRequest:
     """What to read, and the most that the run may pay for. `resume` names an interrupted run, to be
-    finished under its own name."""
+    finished under its own name: without sources, with its own."""
 
     sources: tuple[str, ...]
     format: str | None = None
@@ -53,6 +53,7 @@ def backfill(config: Config, request: BackfillRequest) -> Run:
     config = factory.shipped(config)
     if request.format is not None and request.format not in FORMATS:
         raise InputError(f"there is no format {request.format!r}: use one of {sorted(FORMATS)}")
+    request = _with_sources(config, request)
     budget = Budget.asked(request.budget_tokens, request.budget_money, prices_of(config.memory))
     files = find_files(request.sources, config.memory.store)
     model = VectorModel.of(factory.embedder(config.memory))
@@ -62,6 +63,7 @@ def backfill(config: Config, request: BackfillRequest) -> Run:
         "format": request.format,
         "config": fingerprint(config.memory),
     }
+    asked |= varying(config.memory)
     with running(store, "backfill", asked, request.resume) as run:
         with ray_session(config.pipelines):
             cap = request.max_bad_rows
@@ -69,6 +71,19 @@ def backfill(config: Config, request: BackfillRequest) -> Run:
             report = _run(storing, request, files)
         run.report = report.as_dict(prices_of(config.memory))
     return run.finished
+
+
+def _with_sources(config: Config, request: BackfillRequest) -> BackfillRequest:
+    """The sources and the format of the run to resume, where the request names no sources."""
+    if request.sources:
+        return request
+    if request.resume is None:
+        raise InputError("name what to read, or an interrupted run to resume")
+    run = MemoryStore.open(config.memory.store).runs.get(request.resume)
+    if run.kind != "backfill":
+        raise InputError(f"{run.id} is a {run.kind}: name a backfill to resume")
+    sources, format = run.request["sources"], request.format or run.request["format"]
+    return replace(request, sources=tuple(sources), format=format)
 
 
 def _run(storing: Storing, request: BackfillRequest, files: Sequence[InputFile]) -> BackfillReport:

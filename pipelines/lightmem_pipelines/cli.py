@@ -36,7 +36,7 @@ def lightmem() -> None:
 
 
 @lightmem.command()
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("sources", nargs=-1, metavar="SOURCE...")
 @click.option(
     "--format", "format", type=click.Choice(list(FORMATS)), help="Default: found out per file."
 )
@@ -50,10 +50,13 @@ def backfill(
 ) -> None:
     """Store the memories of all messages in SOURCE: files, folders, globs, object-store URIs.
 
-    Messages that the store holds are not read again, so the same command can be repeated.
+    Messages that the store holds are not extracted again, so the same command can be repeated.
+    `--resume RUN` alone takes the sources of that run.
     """
     from lightmem_pipelines.backfill import BackfillRequest, backfill
 
+    if not sources and not asked["resume"]:
+        raise click.UsageError("Missing argument 'SOURCE...', or --resume RUN.")
     progress = not asked.pop("no_progress") and not as_json
     request = BackfillRequest(sources, **asked, progress=progress)
     with notes_shown():

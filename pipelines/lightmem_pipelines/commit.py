@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from lightmem_core import factory
 from lightmem_core.config import Config, StoreConfig
 from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel, shard_number
@@ -64,11 +65,11 @@ class Committer:
             self.opened[number] = self.store.shard(number)
         return self.opened[number]
 
-    def insert(self, number: int, extracted: pa.Table, run_id: str) -> int:
+    def insert(self, number: int, extracted: pa.Table, run_id: str, varies: bool) -> int:
         if self.commits == RECYCLE_AFTER:
             os._exit(0)  # Ray starts a fresh process and repeats this call in it
         self.commits += 1
-        return self.shard(number).insert(extracted, run_id)
+        return self.shard(number).insert(extracted, run_id, varies)
 
     def apply(self, number: int, change: Callable[[Shard], Any]) -> Any:
         """Make a change that reads the shard as it now is; to make it again is harmless."""
@@ -83,13 +84,14 @@ class Committers:
     def __init__(self, config: Config, model: VectorModel):
         place = config.memory.store
         self.shard_count = MemoryStore.open(place, model).shard_count
+        self.varies = factory.varies(config.memory)
         self.actors: list[Any] = [
             Committer.remote(place, model)  # pyright: ignore[reportAttributeAccessIssue]
             for _ in range(min(config.pipelines.committers, self.shard_count))
         ]
 
     def insert(self, number: int, extracted: pa.Table, run_id: str) -> Any:
-        return self._of(number).insert.remote(number, extracted, run_id)
+        return self._of(number).insert.remote(number, extracted, run_id, self.varies)
 
     def apply(self, number: int, change: Callable[[Shard], Any]) -> Any:
         return self._of(number).apply.remote(number, change)

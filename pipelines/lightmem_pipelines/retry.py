@@ -29,10 +29,9 @@ from lightmem_pipelines.durations import duration
 from lightmem_pipelines.monitor import Progress
 from lightmem_pipelines.operators import STEPS, Step
 from lightmem_pipelines.report import BackfillReport, backfill_report
-from lightmem_pipelines.running import running
+from lightmem_pipelines.running import ADDING, running, varying
 from lightmem_pipelines.storing import Storing
 
-KINDS = ("backfill", "retry")
 MESSAGES_AT_ONCE = 5_000
 
 
@@ -56,12 +55,12 @@ def retry(config: Config, request: RetryRequest) -> Run:
     model = VectorModel.of(factory.embedder(config.memory))
     store = MemoryStore.open(config.memory.store, model)
     first = store.runs.get(request.run_id)
-    if first.kind not in KINDS or first.status != "done":
+    if first.kind not in ADDING or first.status != "done":
         raise InputError(
             f"{first.id} is a {first.kind} that is {first.status}: name a backfill that is done, "
             "or finish this one first"
         )
-    asked = {"run": first.id, "config": fingerprint(config.memory)}
+    asked = {"run": first.id, "config": fingerprint(config.memory)} | varying(config.memory)
     with running(store, "retry", asked) as run:
         with ray_session(config.pipelines):
             storing = Storing.of(config, store, run.id, budget)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
+from lightmem_core import factory
+from lightmem_core.config import MemoryConfig
 from lightmem_core.errors import InputError
 from lightmem_core.long_term.lease import ERASING, SLEEPING, Leases
-from lightmem_core.long_term.runs import Run
+from lightmem_core.long_term.runs import Run, Running, new_run_id, recorded
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import drop_versions, now_ms
 from lightmem_core.types import stable_id
@@ -25,22 +26,11 @@ WORK = {  # what the others are told is under way
     "undo": "an undo",
     "reembed": "a reembed",
     "import": "an import",
-    "erase": ERASING,
 }
 
-
-@dataclass
-class Running:
-    """A run under way. What is put into `report` is kept when the block ends; `status` is what it
-    then is."""
-
-    finished: Run
-    report: dict[str, Any] = field(default_factory=dict)
-    status: str = "done"
-
-    @property
-    def id(self) -> str:
-        return self.finished.id
+ADDING = ("backfill", "retry")
+VARIES = "varies"  # in the request of a run that adds entries which differ from attempt to attempt
+VARYING = "those whose generator may answer differently each time"  # one at once
 
 
 @contextmanager
@@ -53,21 +43,16 @@ def running(
     Raise StoreError while another process is at the same work, or if one may have begun it because
     the hold on the store was lost; InputError if `resume` names a run of another request.
     """
-    with Leases(store.database).held(_lease(kind, request), WORK.get(kind, kind)) as hold:
+    with Leases(store.database).held(*_lease(kind, request)) as hold:
         run = _resumed(store, kind, request, resume) or _new(kind, request)
-        store.runs.write(run)
-        state = Running(run)
+        if request.get(VARIES):
+            _drop_orphans(store)
         try:
-            yield state
-            hold.confirm()
+            with recorded(run, store.runs.write, hold.confirm) as state:
+                yield state
         except BaseException as error:
             error.add_note(_note(run))
-            if not hold.lost:  # else the run may be another process's by now
-                _write_failed(store, run, error)
             raise
-        ended = replace(run, status=state.status, finished_at=now_ms(), report=state.report)
-        state.finished = ended
-        store.runs.write(ended)
         drop_versions(store.runs.table)
 
 
@@ -77,28 +62,39 @@ def _note(run: Run) -> str:
     return f"what {run.id} has stored is kept; the same command finishes it"
 
 
-def _write_failed(store: MemoryStore, run: Run, error: BaseException) -> None:
-    """An error in this must not hide the one that ended the run."""
-    reason = f"{type(error).__name__}: {error}"
-    try:
-        store.runs.write(replace(run, status="failed", report={"error": reason}))
-    except Exception as second:  # noqa: BLE001
-        log.warning("%s could not be written as failed: %s", run.id, second)
-
-
-def _lease(kind: str, request: dict[str, Any]) -> str:
-    """Backfills of different input may run at once; all else that changes entries may not."""
+def _lease(kind: str, request: dict[str, Any]) -> tuple[str, str]:
+    """The name of a lease, and what others are told. Backfills of different input may run at once,
+    unless each may write other texts for the same messages; all else that changes entries may not.
+    """
     if kind == "erase":
-        return ERASING
-    adds = kind in ("backfill", "retry")
-    return f"{kind} {stable_id(request)[:12]}" if adds else SLEEPING
+        return ERASING, ERASING
+    if kind not in ADDING:
+        return SLEEPING, WORK.get(kind, kind)
+    if request.get(VARIES):
+        return VARYING, f"{WORK[kind]}, or another one of {VARYING},"
+    return f"{kind} {stable_id(request)[:12]}", WORK[kind]
+
+
+def varying(memory: MemoryConfig) -> dict[str, Any]:
+    """What the request of a run says where its texts may differ from attempt to attempt."""
+    return {VARIES: True} if factory.varies(memory) else {}
+
+
+def _drop_orphans(store: MemoryStore) -> None:
+    """Remove what runs of VARYING, of which none is under way, wrote and did not finish: it is
+    written again."""
+    left = [
+        run.id
+        for run in store.runs.latest(None)
+        if run.kind in ADDING and run.status != "done" and run.request.get(VARIES)
+    ]
+    for shard in store.shards:
+        shard.drop_orphans(left)
 
 
 def _new(kind: str, request: dict[str, Any]) -> Run:
-    """The name sorts by time, and differs for different work that is started together."""
     started = now_ms()
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started / 1000))
-    run_id = f"{kind}-{stamp}-{stable_id(started, request)[:6]}"
+    run_id = new_run_id(kind, started, request)
     return Run(run_id, kind, "running", started, request=request)
 
 
