@@ -158,7 +158,8 @@ class PipelinesConfig(Model):
     """How a run is spread over a machine or a cluster. `address` is Ray's; none starts a local
     Ray with `num_cpus` (none: all, at least 2) and `object_store_mib`, beyond which it spills to
     disk. `committers` processes write, each to its share of the shards; a commit takes
-    `commit_buffers` buffers for each shard, and for 16 shards at most: what it takes is held."""
+    `commit_buffers` buffers for each shard, and for 16 shards at most: what it takes is held.
+    `sleep_gpus_per_task` is for users of 30,000 entries or more; `decide` is for an LLM."""
 
     address: str | None = None
     num_cpus: int | None = Field(default=None, ge=1)
@@ -168,6 +169,7 @@ class PipelinesConfig(Model):
     committers: int = Field(default=2, gt=0)
     commit_buffers: int = Field(default=500, gt=0)
     sleep_entries_per_task: int = Field(default=20_000, gt=0)
+    sleep_gpus_per_task: float = Field(default=0, ge=0)
     decide: DecidePool = DecidePool()
 
     @model_validator(mode="after")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.util import find_spec
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 BLOCK = 256  # rows of the similarity matrix held at a time, fewer where they are long:
 CELLS = 1 << 23  # values of it held at a time
-LARGE = 30_000  # entries of one user from which it pays to import torch and look for a GPU
+T = TypeVar("T")
 
 Queue = tuple[int, list[tuple[int, float]]]
 
@@ -24,16 +24,20 @@ def update_queues(
     stand in the queue of i, so that no two entries queue each other. Equal similarities are
     ordered by j. Memory grows with n, not with its square.
 
-    `device` is torch's; none takes the GPU that this process is given where n is LARGE, else
-    numpy, which no torch on the CPU outruns. Each rounds its products in its own way: pairs
-    closer than 1e-6 to theta, or to each other, may change places between them.
+    `device` is torch's; none is numpy, which no torch on the CPU outruns, and which takes over
+    where the device has no memory left. Each rounds its products in its own way: pairs closer
+    than 1e-6 to theta, or to each other, may change places between them.
     """
-    device = device or _gpu(len(vectors))
-    held, select = (vectors, _select) if device is None else (_moved(vectors, device), _select_on)
     rows = max(1, min(BLOCK, CELLS // max(len(vectors), 1)))
+    moved = None if device is None else _with_room(partial(_moved, vectors, device))
     for start in range(0, len(vectors), rows):
-        block = held[start : start + rows] @ held[start:].T
-        yield from _queues(start, block.shape[1], *select(block, k, theta))
+        found = None
+        if moved is not None:
+            found = _with_room(partial(_found, moved, slice(start, start + rows), (k, theta)))
+        if found is None:
+            moved = None
+            found = _select(vectors[start : start + rows] @ vectors[start:].T, k, theta)
+        yield from _queues(start, len(vectors) - start, *found)
 
 
 def _queues(
@@ -91,12 +95,19 @@ def _select_on(block: Any, k: int, theta: float) -> tuple[np.ndarray, np.ndarray
     return places.cpu().numpy(), block.flatten()[places].cpu().numpy()
 
 
-def _gpu(entries: int) -> str | None:
-    if entries < LARGE or find_spec("torch") is None:
-        return None
+def _found(moved: Any, rows: slice, asked: tuple[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    return _select_on(moved[rows] @ moved[rows.start :].T, *asked)
+
+
+def _with_room(work: Callable[[], T]) -> T | None:
+    """What work on a device gives; None if it lacks the memory."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else None
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
 
 
 def _moved(vectors: np.ndarray, device: str) -> Any:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,19 +15,17 @@ import pyarrow.parquet as pq
 from lightmem_core import factory
 from lightmem_core.fingerprint import sleep_fingerprint
 from lightmem_core.llm.usage import Usage
-from lightmem_core.long_term.apply import Applied, Phase, apply_decisions, landed
+from lightmem_core.long_term.apply import Applied, Phase
+from lightmem_core.long_term.carrying_out import Judge, carry_out
 from lightmem_core.long_term.consolidate import Consolidation
 from lightmem_core.long_term.lease import SLEEPING, Leases
+from lightmem_core.long_term.news import MARGIN_MS, covered_before, touched
 from lightmem_core.long_term.objects import filesystem
-from lightmem_core.long_term.runs import Run
+from lightmem_core.long_term.runs import Run, recorded
 from lightmem_core.long_term.tables import now_ms
-from lightmem_core.online.shared import Shared, new_run_id
+from lightmem_core.online.shared import Shared
 from lightmem_core.schema import to_table
 from lightmem_core.types import Decision, Entry, Extracted, UserEntries
-
-ROUNDS = 5  # at a user's changes, where online writes come in between
-MARGIN_MS = 600_000  # a row may be seen so long after its time: commits take, clocks differ
-HOUSEKEEPING = ("sleep-", "undo-")  # runs that bring no news
 
 
 class Sleeping:
@@ -41,27 +39,18 @@ class Sleeping:
     def __call__(self, user_id: str) -> dict[str, int]:
         """Consolidate what is new of a user; return how many decisions were applied, by action.
         Raise StoreError while another process changes entries."""
-        shared, started = self.shared, now_ms()
+        shared = self.shared
         asked = sleep_fingerprint(shared.store, shared.config.memory)
         request = {"user_id": user_id, "every": False, "dry_run": False, "config": asked}
-        with shared.sleeping, Leases(shared.store.database).held(SLEEPING, "a sleep") as hold:
-            run = Run(new_run_id("sleep", started), "sleep", "running", started, request=request)
-            self._write(run)
-            try:
-                report = self._slept(run, user_id)
-                hold.confirm()
-            except Exception as error:
-                told = {"error": f"{type(error).__name__}: {error}"}
-                self._write(replace(run, status="failed", report=told))
-                raise
-            self._write(replace(run, status="done", finished_at=now_ms(), report=report))
+        with (
+            shared.sleeping,
+            Leases(shared.store.database).held(SLEEPING, "a sleep") as hold,
+            recorded(shared.new_run("sleep", request), shared.write_run, hold.confirm) as state,
+        ):
+            report = state.report = self._slept(state.finished, user_id)
         shared.count(slept=1)
         names = {"merged": "merge", "superseded": "supersede", "updated": "update"}
         return {action: report[name] for name, action in (names | {"deleted": "delete"}).items()}
-
-    def _write(self, run: Run) -> None:
-        with self.shared.writing():
-            self.shared.store.runs.write(run)
 
     def _slept(self, run: Run, user_id: str) -> dict[str, Any]:
         began = time.perf_counter()
@@ -84,20 +73,9 @@ class Sleeping:
 
     def _new(self, entries: Sequence[Entry], run: Run) -> set[str] | None:
         """The entries that came or changed since a sleep that judged this user; None: all."""
-        runs = self.shared.store.runs.latest(None)
-        imports = (max(r.started_at, r.finished_at) for r in runs if r.kind == "import")
-        imported = max(imports, default=0)
-        done = [
-            r.started_at
-            for r in runs
-            if (r.kind, r.status) == ("sleep", "done")
-            and r.request.get("config") == run.request["config"]
-            and r.request["user_id"] in (None, run.request["user_id"])
-            and r.started_at >= imported
-        ]
-        if not done:
-            return None
-        return {e.id for e in entries if _touched(e) >= max(done) - MARGIN_MS}
+        covered = covered_before(self.shared.store, run)
+        at = covered.users.get(run.request["user_id"], covered.at)
+        return {e.id for e in entries if touched(e) >= at - MARGIN_MS} if at else None
 
     def _save(self, run: Run, user_id: str, decisions: Sequence[Decision]) -> None:
         """Before anything is applied, where the batch keeps them."""
@@ -112,17 +90,15 @@ class Sleeping:
             pq.write_table(to_table(decisions, Decision), f"{folder}/{name}", filesystem=system)
 
     def _applied(self, run: Run, user_id: str, decisions: Sequence[Decision]) -> Applied:
-        """Where an online change came between reading and the commit it wins."""
         shard = self.shared.store.shard_for(user_id)
         vectors = self._vectors(user_id, decisions)
-        for _ in range(ROUNDS):
+
+        def judged(judge: Judge) -> list[Applied]:
             entries = shard.entries_of([user_id], tombstones=True)
-            applied = apply_decisions(entries, decisions, Phase(run.id, now_ms(), vectors))
-            with self.shared.writing(shard):
-                if not shard.update(to_table(applied.changed, Entry)):
-                    return applied
-        entries = shard.entries_of([user_id], tombstones=True)
-        return landed(entries, decisions, Phase(run.id, now_ms(), vectors))
+            return [judge(entries, decisions, Phase(run.id, now_ms(), vectors))]
+
+        (applied,) = carry_out(shard, judged, partial(self.shared.writing, shard))
+        return applied
 
     def _vectors(self, user_id: str, decisions: Sequence[Decision]) -> Mapping[str, np.ndarray]:
         """Of the new texts."""
@@ -133,12 +109,6 @@ class Sleeping:
         updated = tuple(replace(e, text=texts[e.id]) for e in entries if e.id in texts)
         embedded = self.shared.stages.embedded(Extracted(user_id, (), updated))
         return {e.id: e.vector for e in embedded.entries if e.vector is not None}
-
-
-def _touched(entry: Entry) -> int:
-    """When an entry was written, or changed by other than the housekeeping of the store."""
-    own = entry.changed_by.startswith(HOUSEKEEPING)
-    return max(entry.stored_at, 0 if own else entry.changed_at)
 
 
 def _report(decisions: Sequence[Decision], applied: Applied, usage: Usage) -> dict[str, Any]:

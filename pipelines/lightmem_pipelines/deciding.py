@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from ray.exceptions import RayError
 
 from lightmem_core import factory
 from lightmem_core.config import Config
-from lightmem_core.long_term.apply import Applied, Phase, apply_decisions, landed
+from lightmem_core.long_term.apply import Applied, Phase
+from lightmem_core.long_term.carrying_out import Judge, carry_out
 from lightmem_core.long_term.consolidate import Consolidation
 from lightmem_core.long_term.shard import IDS_PER_FILTER, USERS_PER_FILTER, Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel
@@ -27,8 +29,6 @@ from lightmem_core.types import Decision, Entry, Extracted
 from lightmem_pipelines.cluster import check_room
 from lightmem_pipelines.files import RunFiles
 from lightmem_pipelines.replies import RunReplies, shared_out
-
-ROUNDS = 5  # at a shard's changes, where online writes come in between
 
 compute: Any = pc
 
@@ -59,7 +59,8 @@ class Deciding:
     def consolidation(self) -> Consolidation:
         memory = shared_out(self.config.memory, self.config.pipelines.decide.actors)
         replies = RunReplies.of(memory, self.files, self.monitor, self.capped)
-        return factory.consolidation(memory, replies)
+        device = "cuda" if ray.get_gpu_ids() else None  # Ray hides no GPU from those without one
+        return factory.consolidation(memory, replies, device)
 
     def decide(self, portion: Portion, consolidation: Consolidation) -> None:
         """Decide for some users and save that, even if it is nothing: then it need not be
@@ -207,12 +208,8 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class ApplyPortions:
-    """The change that a run makes to a shard: the decisions of all its portions, in one commit.
-
-    Where an online write came between reading and the commit it wins, and what now follows from
-    the decisions is written again; what has not landed in the end is counted as dropped. `vectors`
-    refer to those of updated texts, by portion. `monitor` is told what that took.
-    """
+    """The change that a run makes to a shard: the decisions of some of its portions, in one commit.
+    `vectors` refer to those of updated texts, by portion. `monitor` is told what that took."""
 
     files: RunFiles
     names: list[str]
@@ -221,22 +218,14 @@ class ApplyPortions:
 
     def __call__(self, shard: Shard) -> Outcome:
         started = time.perf_counter()
-        outcome = self._written(shard)
+        outcome = Outcome.of(carry_out(shard, partial(self._judged, shard)))
         compact_if_crowded(shard)
         if self.monitor is not None:
             rows = outcome.held.total() + outcome.dropped.total()
             self.monitor.step.remote("apply", rows, time.perf_counter() - started)
         return outcome
 
-    def _written(self, shard: Shard) -> Outcome:
-        for _ in range(ROUNDS):
-            applied = list(self._judged(shard, apply_decisions))
-            changed = [to_table(a.changed, Entry) for a in applied]
-            if not any(map(len, changed)) or not shard.update(pa.concat_tables(changed)):
-                return Outcome.of(applied)
-        return Outcome.of(self._judged(shard, landed))
-
-    def _judged(self, shard: Shard, judge: Callable[..., Applied]) -> Iterator[Applied]:
+    def _judged(self, shard: Shard, judge: Judge) -> Iterator[Applied]:
         """What a function makes of each portion's decisions and the present rows."""
         at = now_ms()
         for name in self.names:

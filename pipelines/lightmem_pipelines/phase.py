@@ -17,6 +17,7 @@ from lightmem_core.llm.usage import Usage
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_pipelines.budget import Budget
+from lightmem_pipelines.cluster import check_room
 from lightmem_pipelines.commit import Committers
 from lightmem_pipelines.deciding import (
     ApplyPortions,
@@ -35,6 +36,7 @@ from lightmem_pipelines.planning import Scope, plan_shard
 from lightmem_pipelines.replies import NOTES, reply_counts, usage
 from lightmem_pipelines.report import step_table
 
+DECISIONS_A_COMMIT = 50_000  # whose entries are held in memory; of one portion at least
 TASKS_A_CPU = 2  # that are handed to Ray at a time: what they are given is held in memory
 
 
@@ -102,8 +104,10 @@ class SleepPhase:
             if asks_llm(self.config):
                 decide_through(deciding, self._undecided())
             else:
-                remote = decide_portion.remote  # pyright: ignore[reportFunctionMemberAccess]
-                _in_turn(partial(remote, deciding, portion) for portion in self._undecided())
+                gpus = self.config.pipelines.sleep_gpus_per_task
+                check_room("pipelines.sleep_gpus_per_task", GPU=gpus)
+                task = decide_portion.options(num_gpus=gpus)  # pyright: ignore[reportFunctionMemberAccess]
+                _in_turn(partial(task.remote, deciding, portion) for portion in self._undecided())
 
     def _undecided(self) -> Iterator[Portion]:
         """The portions to decide, shard by shard."""
@@ -120,20 +124,27 @@ class SleepPhase:
                     yield portion
 
     def apply(self) -> None:
-        """Each shard's committer makes all changes of its shard in one commit."""
+        """Each shard's committer makes the changes of its shard, in one commit unless they are
+        more than it should hold."""
         committers = Committers(self.config, self.store.model)
         self.monitor = monitor = self.monitor or start_monitor()
-        shards: dict[int, list[str]] = {}
+        commits: list[tuple[int, list[str]]] = []
         vectors: dict[str, Any] = {}
+        held = 0
         for name, tally in self._tallies():
+            number = int(name.partition("-")[0])
             if tally:
-                shards.setdefault(int(name.partition("-")[0]), []).append(name)
+                held += tally.total()
+                if not commits or commits[-1][0] != number or held > DECISIONS_A_COMMIT:
+                    commits.append((number, []))
+                    held = tally.total()
+                commits[-1][1].append(name)
             if any(action == "update" for action, _ in tally):
                 vectors[name] = embed_updates.remote(self.config, self.run.id, name)  # pyright: ignore[reportFunctionMemberAccess]
         self.outcome = Outcome()
         calls = (
             partial(committers.apply, n, ApplyPortions(self.files, names, vectors, monitor))
-            for n, names in shards.items()
+            for n, names in commits
         )
         for outcome in _in_turn(calls):
             self.outcome.add(outcome)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightmem_core.config import Config
+from lightmem_core.long_term.news import HOUSEKEEPING, MARGIN_MS, Covered, covered_before
 from lightmem_core.long_term.portions import portioned
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.shard import Shard
@@ -19,8 +20,6 @@ from lightmem_pipelines.deciding import portion_entries
 from lightmem_pipelines.files import RunFiles
 
 SQUARE = 4_000  # entries of a user at which the queues cost as much as all the rest
-MARGIN_MS = 600_000  # a row may be seen so long after its time: commits take, clocks differ
-HOUSEKEEPING = "^(sleep|undo)-"  # runs that bring no news: what was undone is not done again
 COLUMNS = ["user_id", "id", "stored_at", "changed_at", "changed_by"]
 PLAN = pa.schema(
     [
@@ -35,16 +34,6 @@ compute: Any = pc
 
 
 @dataclass(frozen=True, slots=True)
-class Covered:
-    """What earlier phases of the same configuration have judged: all that was there at `at`, by
-    the run `run_id`; of some users, by runs of their own, all that was there at a later time."""
-
-    at: int
-    run_id: str
-    users: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Scope:
     """Whose entries a phase looks at, everyone's or one user's, and which of them are known."""
 
@@ -56,25 +45,8 @@ class Scope:
     def of(cls, store: MemoryStore, run: Run) -> Scope:
         user_id = run.request["user_id"]
         nothing = Covered(0, "")
-        covered = nothing if run.request["every"] else _covered(store, run, user_id)
+        covered = nothing if run.request["every"] else covered_before(store, run)
         return cls(run, user_id, covered)
-
-
-def _covered(store: MemoryStore, run: Run, user_id: str | None) -> Covered:
-    runs = store.runs.latest(None)
-    imported = max(
-        (max(r.started_at, r.finished_at) for r in runs if r.kind == "import"), default=0
-    )
-    done = [
-        r
-        for r in reversed(runs)  # the latest last
-        if r.started_at >= imported  # what is imported is new, though it was stored long ago
-        and (r.kind, r.status, r.request.get("config")) == ("sleep", "done", run.request["config"])
-    ]
-    whole = [(r.started_at, r.id) for r in done if r.request["user_id"] in (None, user_id)]
-    at, run_id = whole[-1] if whole else (0, "")
-    own = {r.request["user_id"]: r.started_at for r in done if r.started_at > at}
-    return Covered(at, run_id, own)
 
 
 def plan_shard(config: Config, scope: Scope, number: int) -> int:
@@ -154,7 +126,7 @@ class _Found:
 
 def _touched(batch: pa.RecordBatch) -> Any:
     """When each entry was written, or changed by other than the housekeeping of the store."""
-    own = compute.match_substring_regex(batch["changed_by"], HOUSEKEEPING)
+    own = compute.match_substring_regex(batch["changed_by"], f"^({'|'.join(HOUSEKEEPING)})")
     changed = compute.if_else(own, 0, batch["changed_at"])
     return compute.max_element_wise(batch["stored_at"], changed)
 

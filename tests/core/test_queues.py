@@ -1,7 +1,9 @@
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +37,24 @@ def test_torch_finds_what_numpy_finds_ties_too(cells: int, rows: list[int], k: i
         patch.setattr(queues, "CELLS", cells)
         with_torch = list(update_queues(vectors, k, theta, device="cpu"))
     assert with_torch == list(update_queues(vectors, k, theta))
+
+
+@pytest.mark.parametrize("room_for", [0, 1])
+def test_where_a_device_has_no_memory_left_numpy_goes_on(
+    room_for: int, monkeypatch: pytest.MonkeyPatch
+):
+    vectors, blocks, select = random_vectors(600), [], queues._select_on
+
+    def out_of_memory(*block: Any) -> Any:
+        blocks.append(block)
+        if len(blocks) > room_for:
+            raise torch.OutOfMemoryError
+        return select(*block)
+
+    monkeypatch.setattr(queues, "_select_on", out_of_memory)
+    found = places(update_queues(vectors, 5, 0.0, device="cpu"))
+    assert found == places(update_queues(vectors, 5, 0.0))
+    assert len(blocks) == room_for + 1
 
 
 @pytest.mark.parametrize("theta", [-1.0, 0.0, 0.5])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lightmem_core import Config, load_config
+from lightmem_core.long_term import carrying_out
 from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.schema import to_table
@@ -117,7 +118,7 @@ def test_an_entry_that_is_changed_right_before_the_commit_stays(shard: Shard, ap
 
 def test_a_writer_who_is_always_faster_is_left_alone_in_the_end(shard: Shard, apply: ApplyPortions):
     outcome = apply(raced(shard, *["4"] * 99))
-    assert state(shard)["4"][0].count("online") == deciding.ROUNDS
+    assert state(shard)["4"][0].count("online") == carrying_out.ROUNDS
     assert state(shard)["4"][2] == []
     assert (outcome.held, outcome.dropped) == ({"supersede": 1}, {"changed meanwhile": 2})
 
@@ -125,7 +126,7 @@ def test_a_writer_who_is_always_faster_is_left_alone_in_the_end(shard: Shard, ap
 def test_an_entry_whose_writer_is_always_faster_counts_as_changed_meanwhile(
     shard: Shard, apply: ApplyPortions, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(deciding, "ROUNDS", 1)
+    monkeypatch.setattr(carrying_out, "ROUNDS", 1)
     outcome = apply(raced(shard, "3"))
     assert (outcome.held, outcome.dropped) == ({"merge": 2}, {"changed meanwhile": 1})
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from lightmem_core import Config, load_config
+from lightmem_core.long_term.news import MARGIN_MS
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.schema import to_table
 from lightmem_core.types import Entry, Source
 from lightmem_pipelines.files import RunFiles
-from lightmem_pipelines.planning import MARGIN_MS, Scope, plan_shard, portions_of
+from lightmem_pipelines.planning import Scope, plan_shard, portions_of
 
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 START = 10 * MARGIN_MS
