@@ -26,7 +26,7 @@ def history(entry: str, path: str | None, store: str | None, as_json: bool) -> N
 def undo(run: str, path: str | None, store: str | None, as_json: bool) -> None:
     """Take back what the sleep RUN changed, and keep all that was written later.
 
-    An undo is a run itself and can be undone.
+    An undo is a run itself and can be undone. A sleep that was interrupted does not go on then.
     """
     from lightmem_pipelines.undo import undo_run
 

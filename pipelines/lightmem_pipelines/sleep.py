@@ -12,10 +12,13 @@ from lightmem_core.fingerprint import sleep_fingerprint
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import of_users
+from lightmem_core.long_term.undo import UNDONE
 from lightmem_pipelines.budget import Budget, prices_of
 from lightmem_pipelines.cluster import ray_session
 from lightmem_pipelines.phase import SleepPhase
 from lightmem_pipelines.running import running
+
+ENDED = ("done", UNDONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def apply_planned(config: Config, run_id: str) -> Run:
     """
     store = MemoryStore.open(config.memory.store)
     planned = store.runs.get(run_id)
-    if planned.kind != "sleep" or planned.status == "done":
+    if planned.kind != "sleep" or planned.status in ENDED:
         raise InputError(
             f"{run_id} is a {planned.kind} that is {planned.status}: name a sleep that was planned "
             "with --dry-run"
@@ -90,7 +93,7 @@ def _resumed(store: MemoryStore, config: Config, run_id: str | None) -> dict[str
     if run_id is None:
         return None
     run = store.runs.get(run_id)
-    if run.kind != "sleep" or run.status == "done":
+    if run.kind != "sleep" or run.status in ENDED:
         raise InputError(f"{run_id} is a {run.kind} that is {run.status}: nothing is left of it")
     if run.request.get("config") != sleep_fingerprint(store, config.memory):
         raise InputError(

@@ -12,7 +12,8 @@ from lightmem_pipelines.running import running
 
 
 def undo_run(config: Config, run_id: str) -> Run:
-    """Undo a finished sleep or undo and return the finished run that did. Small work: no Ray."""
+    """Undo a sleep, also an interrupted one, or a finished undo, and return the finished run that
+    did. Small work: no Ray."""
     store = MemoryStore.open(config.memory.store)
     check_undoable(store.runs.get(run_id))
     with running(store, "undo", {"run": run_id}) as run:

@@ -355,13 +355,42 @@ def test_an_undo_that_is_cut_off_and_repeated_ends_the_same(
     assert content(after) == content(asleep)
 
 
-def test_only_a_finished_sleep_or_undo_can_be_undone(store: MemoryStore):
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_what_an_interrupted_sleep_had_changed_is_undone_and_it_does_not_go_on(
+    store: MemoryStore, put: Callable[..., list[Entry]], status: str
+):
+    a, b, _ = put(store, "a", "b", "c")
+    before = rows_of(store)
+    merged(store, "sleep-1", a, b)
+    store.runs.write(replace(store.runs.get("sleep-1"), status=status))
+    assert undone(store, "sleep-1").restored == 2
+    assert content(rows_of(store)) == content(before)
+    assert store.runs.get("sleep-1").status == "undone"
+    assert store.runs.last_of("sleep", {}).status == "undone"
+    assert undone(store, "sleep-1", "undo-2").later == {"undo-1": 2}
+
+
+def test_there_are_as_many_commits_as_changed_entries_need(
+    store: MemoryStore, put: Callable[..., list[Entry]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(undo_module, "PORTION", 6)  # two users' entries, and three users' changes
+    changed = []
+    for number in range(12):
+        a, b, _ = put(store, "a", "b", "c", user=f"user-{number:02}")
+        changed += [replace(a, superseded_by=b.id), replace(b, absorbed=a.sources)]
+    changed_in(store, "sleep-1", *changed)
+    version = store.shards[0].entries.version
+    assert undone(store, "sleep-1").restored == 24
+    assert store.shards[0].entries.version == version + 3
+
+
+def test_only_a_sleep_that_changed_something_or_a_finished_undo_can_be_undone(store: MemoryStore):
     store.runs.write(Run("backfill-1", "backfill", "done", 1))
-    store.runs.write(Run("sleep-1", "sleep", "failed", 2))
+    store.runs.write(Run("sleep-1", "sleep", "planned", 2))
     store.runs.write(Run("undo-1", "undo", "running", 3, request={"run": "sleep-0"}))
     for run, reason in {
         "backfill-1": "backfill-1 is a backfill: only what a sleep or an undo changed",
-        "sleep-1": r"sleep-1 is not finished \(failed\): finish it with the same command first",
+        "sleep-1": "sleep-1 has changed nothing",
         "undo-1": r"undo-1 is not finished \(running\): finish it with `lightmem undo sleep-0`",
         "' OR 1=1 --": "there is no run .*the latest are",
     }.items():
