@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from itertools import repeat
 
 import regex
 
 WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’][\p{L}\p{M}]+)*")
+ASCII_WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)*")  # the same of lowercased ASCII, in less time
 LANGUAGES = ("en", "de", "es", "fr", "it", "pt", "nl")
 NEGATIONS = frozenset(
     """no not never none nobody nothing neither nor without cannot
@@ -77,7 +80,7 @@ def frequencies(language: str) -> dict[str, float]:
 
 def words(text: str) -> list[str]:
     if text.isascii():
-        return WORD.findall(text.lower())
+        return ASCII_WORD.findall(text.lower())
     return [word.lower().replace("’", "'") for word in WORD.findall(text)]
 
 
@@ -96,8 +99,8 @@ class WordModel:
         """The language of lowercased words; ties go to the one named first."""
         if len(self.languages) == 1:
             return self.languages[0]
-        known = [_all_bits(token, self.languages) for token in tokens]
-        totals: list[float] = [sum(column) for column in zip(*known, strict=True)] or [0.0]
+        known = map(_all_bits, tokens, repeat(self.languages))
+        totals: list[float] = list(map(sum, zip(*known, strict=True))) or [0.0]
         return self.languages[totals.index(min(totals))]
 
     def bits(self, word: str, language: str) -> float:

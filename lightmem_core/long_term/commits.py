@@ -40,6 +40,11 @@ class Commits:
                 self._follow(version)
             return version, max(self._everybody, self._touched.get(user_id, 0))
 
+    @property
+    def everybody(self) -> int:
+        """The last version that may have changed rows of anybody."""
+        return self._everybody
+
     def _follow(self, version: int) -> None:
         behind, self._seen = version - self._seen, version
         if not 0 < behind <= MOST_VERSIONS:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,8 @@ class UserIndex:
         self.settings, self._window = settings, settings.window
         self._vectors = vectors_of(self.entries)
         self._slots, self._width = _slots(self.entries, settings.reach)
-        self._speakers = [frozenset(words(entry.speaker)) for entry in self.entries]
+        names = {name: frozenset(words(name)) for name in {e.speaker for e in self.entries}}
+        self._speakers = [names[entry.speaker] for entry in self.entries]
         self._index()
 
     def rank(self, query_text: str, query_vector: np.ndarray) -> Scores:
@@ -123,25 +124,20 @@ class UserIndex:
     def _index(self) -> None:
         """Fill the postings: per term the entries that hold it, with BM25's tf over length norm."""
         lines = [_line(entry) for entry in self.entries]
-        said = dict.fromkeys(word for line in lines for word in line)
+        said, spoken = _numbered(lines)
         self._language = self.model.language_of(list(islice(said, SAMPLE)))
-        vocabulary: dict[str, int] = {}
-        terms = {
-            word: [vocabulary.setdefault(t, len(vocabulary)) for t in _terms(word, self._language)]
-            for word in said
-        }
-        rows = [[term for word in line for term in terms[word]] for line in lines]
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        flat = np.array([term for row in rows for term in row], dtype=np.int64)
-        size = max(len(rows), 1)
-        keys, counts = np.unique(
-            flat * size + np.repeat(np.arange(len(rows)), lengths), return_counts=True
-        )
+        terms = list(map(_terms, said, repeat(self._language)))
+        vocabulary, meant = _numbered(terms)
+        flat, each = _joined(meant, _lengths(terms), spoken)
+        row = np.repeat(np.repeat(np.arange(len(lines)), _lengths(lines)), each)
+        size = max(len(lines), 1)
+        keys, counts = np.unique(flat * size + row, return_counts=True)
         self._vocabulary, self._holders = vocabulary, keys % size
         self._bounds = np.searchsorted(keys // size, np.arange(len(vocabulary) + 1))
         b = self.settings.length_weight
-        norm = 1 - b + b * lengths / max(lengths.mean(), 1) if rows else 1
-        self._frequency = counts / np.take(norm, self._holders) if rows else counts
+        lengths = np.bincount(row, minlength=size)
+        norm = 1 - b + b * lengths / max(lengths.mean(), 1)
+        self._frequency = counts / np.take(norm, self._holders)
 
     def _inherited(self, total: np.ndarray) -> np.ndarray:
         """Each heir with the best score of what was merged into it, tombstones with -inf."""
@@ -181,6 +177,26 @@ class UserIndex:
         line = np.zeros(self._width)
         line[self._slots] = values
         return np.convolve(line, self._window, mode="same")[self._slots]
+
+
+def _numbered(groups: Sequence[Sequence[str]]) -> tuple[dict[str, int], np.ndarray]:
+    """A number for each different text, in the order in which they come, and the groups as these
+    numbers in one row."""
+    numbers: dict[str, int] = {t: n for n, t in enumerate(dict.fromkeys(chain(*groups)))}
+    return numbers, np.fromiter(map(numbers.__getitem__, chain(*groups)), np.int64)
+
+
+def _lengths(groups: Sequence[Sequence[str]]) -> np.ndarray:
+    return np.fromiter(map(len, groups), np.int64, len(groups))
+
+
+def _joined(
+    values: np.ndarray, lengths: np.ndarray, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `chosen` ones of groups of values that lie in one row, and how long each of them is."""
+    each = lengths[chosen]
+    starts = (np.cumsum(lengths) - lengths)[chosen] - (np.cumsum(each) - each)
+    return values[np.repeat(starts, each) + np.arange(each.sum())], each
 
 
 def _heirs(entries: Sequence[Entry]) -> dict[str, str]:

@@ -65,12 +65,15 @@ class WarmUsers:
         self._held: OrderedDict[str, UserMemory] = OrderedDict()
         self._size = 0
         self._commits: dict[int, Commits] = {}
+        self._forgotten: dict[int, int] = {}
 
     def of(self, user_id: str) -> UserMemory:
         """What waits is read first: a message that is no longer there has its entries by then."""
         waiting = self.waiting.entries(user_id) if self.waiting else ()
         shard = self.store.shard_for(user_id)
-        version, touched = self._followed(shard).touched(user_id)
+        commits = self._followed(shard)
+        version, touched = commits.touched(user_id)
+        self._forget_before(shard.number, commits.everybody)
         held = self._held.get(user_id)
         if held is None or held.version < touched:
             held = UserMemory(version, shard.entries_of([user_id], tombstones=True), waiting)
@@ -89,6 +92,17 @@ class WarmUsers:
             if shard.number not in self._commits:
                 self._commits[shard.number] = Commits(shard.entries)
             return self._commits[shard.number]
+
+    def _forget_before(self, number: int, version: int) -> None:
+        """Drop what is held of a shard's users from before a version that may have changed any: an
+        erased one is never asked for again."""
+        with self._lock:
+            if self._forgotten.get(number, version) < version:
+                old = [user for user, memory in self._held.items() if memory.version < version]
+                for user in old:
+                    if self.store.shard_number(user) == number:
+                        self._drop(self._held.pop(user))
+            self._forgotten[number] = version
 
     def _keep(self, user_id: str, memory: UserMemory) -> None:
         with self._lock:

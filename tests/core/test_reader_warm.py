@@ -81,6 +81,18 @@ def test_joining_fragments_and_indexing_touch_nobody(
     assert reader.of("bob").stored == []
 
 
+def test_an_erased_user_is_dropped_when_anybody_is_asked_for(
+    store: MemoryStore, put: Put, reader: WarmUsers
+):
+    for user in USERS:
+        put(user, "it rains")
+    held(reader)
+    erase_rows(store, "eve")
+    assert reader.of("ada").stored
+    assert list(reader._held) == ["ada"]
+    assert reader._size == reader.of("ada").size
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_what_is_held_is_what_is_stored_after_any_commits(
     store: MemoryStore, put: Put, reader: WarmUsers, seed: int
