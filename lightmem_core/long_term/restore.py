@@ -15,7 +15,6 @@ from pyarrow import fs
 from lightmem_core.errors import InputError
 from lightmem_core.long_term.embed import encode
 from lightmem_core.long_term.render import embedding_text
-from lightmem_core.long_term.shard import COMPACT_AFTER
 from lightmem_core.long_term.store import SCHEMA_VERSION, MemoryStore, VectorModel
 from lightmem_core.long_term.tables import NEWER, upsert
 from lightmem_core.long_term.transfer import (
@@ -26,6 +25,7 @@ from lightmem_core.long_term.transfer import (
     Kind,
     table_of,
 )
+from lightmem_core.long_term.upkeep import COMPACT_AFTER
 from lightmem_core.protocols import Embedder
 from lightmem_core.schema import from_table
 from lightmem_core.types import Entry

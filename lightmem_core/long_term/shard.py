@@ -13,18 +13,16 @@ from lightmem_core.long_term.tables import (
     NEWER,
     committed,
     compact,
-    index_anew,
     insert_missing,
     now_ms,
     of_users,
     quoted,
     read,
     read_batches,
-    small_fragments,
     twice,
-    unindexed_fragments,
     upsert,
 )
+from lightmem_core.long_term.upkeep import keep_fast
 from lightmem_core.schema import from_table
 from lightmem_core.types import Entry, Message, Source
 
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from lance import LanceDataset
     from lancedb.table import Table
 
-INDEX_AFTER = 8  # commits: rows that the index on users does not know yet are scanned
-COMPACT_AFTER = 48  # commits: search slows down with the fragments that each one leaves
 READER_CACHE_BYTES = 16 << 20  # of the index on users, and of the metadata
 USERS_PER_FILTER = 1_000
 IDS_PER_FILTER = 1_000
@@ -58,7 +54,8 @@ class Shard:
     entries: Table
     messages: Table
     versions: Table
-    rest: int = 0
+    commits: int = 0
+    rest: int = 0  # commits until compaction is tried again
     confirm: Callable[[], None] = lambda: None
     reader: LanceDataset | None = None
 
@@ -79,7 +76,7 @@ class Shard:
         insert_missing(self.entries, "id", _newest(self._lacking(entries) if varies else entries))
         self.confirm()
         repeats = len(messages) - len(unique) + self._insert_messages(unique)
-        self._keep_fast()
+        self._committed()
         return repeats
 
     def _lacking(self, entries: pa.Table) -> pa.Table:
@@ -140,7 +137,7 @@ class Shard:
         merge = self.entries.merge_insert("id").when_matched_update_all(where=NEWER)
         result = committed(self.entries, lambda: merge.execute(changed))
         self.confirm()
-        self._keep_fast()
+        self._committed()
         return len(changed) - result.num_updated_rows
 
     def _keep_versions(self, changed: pa.Table) -> None:
@@ -167,7 +164,7 @@ class Shard:
 
     def compact(self) -> None:
         """Keep the tables fast after many commits."""
-        for table in self._tables:
+        for table in self.tables:
             compact(table)
 
     def known(self, user_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -252,20 +249,12 @@ class Shard:
         """How many entries a run wrote."""
         return self.entries.count_rows(f"run_id = {quoted(run_id)}")
 
-    def _keep_fast(self) -> None:
-        """Look at the tables after a commit, not at a count of commits: those of processes that
-        have ended count, too. A compaction that others hindered is tried again after a while."""
-        self.rest = max(self.rest - 1, 0)
-        if not self.rest and any(small_fragments(t) >= COMPACT_AFTER for t in self._tables):
-            self.compact()
-            self.rest = INDEX_AFTER
-            return
-        for table in (self.entries, self.messages):
-            if unindexed_fragments(table) >= INDEX_AFTER:
-                index_anew(table)
+    def _committed(self) -> None:
+        self.commits += 1
+        keep_fast(self)
 
     @property
-    def _tables(self) -> tuple[Table, ...]:
+    def tables(self) -> tuple[Table, ...]:
         return self.entries, self.messages, self.versions
 
 

@@ -1,18 +1,36 @@
-"""What a run that changes few entries does for the tables in the end."""
+"""What keeps the tables of a shard fast, by what they show: others write to them, too."""
 
 from __future__ import annotations
 
-from lightmem_core.long_term.shard import Shard
-from lightmem_core.long_term.tables import small_fragments
+from typing import TYPE_CHECKING
 
-CROWDED = 20  # small fragments of a table: search slows down with each
+from lightmem_core.long_term.tables import index_anew, small_fragments, unindexed_fragments
+
+if TYPE_CHECKING:
+    from lightmem_core.long_term.shard import Shard
+
+INDEX_AFTER = 8  # commits: rows that the index on users does not know yet are scanned
+COMPACT_AFTER = 48  # commits: search slows down with the fragments that each one leaves
+CROWDED = 20  # small fragments of a table, which a run joins at its end
+
+
+def keep_fast(shard: Shard) -> None:
+    """Look at a shard after a commit. A compaction that others hindered is tried again after a
+    while."""
+    shard.rest = max(shard.rest - 1, 0)
+    if not shard.rest and any(small_fragments(t) >= COMPACT_AFTER for t in shard.tables):
+        shard.compact()
+        shard.rest = INDEX_AFTER
+        return
+    for table in (shard.entries, shard.messages):
+        if unindexed_fragments(table) >= INDEX_AFTER:
+            index_anew(table)
 
 
 def compact_if_crowded(shard: Shard) -> None:
     """Compact a shard where many commits have left their small fragments. To look costs little:
     no rows are read."""
-    tables = (shard.entries, shard.messages, shard.versions)
-    for table in tables:
+    for table in shard.tables:
         table.checkout_latest()
-    if any(small_fragments(table) > CROWDED for table in tables):
+    if any(small_fragments(table) > CROWDED for table in shard.tables):
         shard.compact()

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightmem_core.history import stored_history
-from lightmem_core.long_term.shard import COMPACT_AFTER, IDS_PER_FILTER, USERS_PER_FILTER
+from lightmem_core.long_term.shard import IDS_PER_FILTER, USERS_PER_FILTER
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import (
     committed,
@@ -22,6 +22,7 @@ from lightmem_core.long_term.tables import (
     read,
     with_key,
 )
+from lightmem_core.long_term.upkeep import COMPACT_AFTER
 from lightmem_core.schema import from_table, schema_of, to_table
 from lightmem_core.types import Message
 

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from lightmem_core.llm.chat import Note, Reply
 from lightmem_core.llm.usage import UPDATE, Usage
-from lightmem_core.long_term.shard import COMPACT_AFTER
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import (
     committed,
@@ -26,6 +25,7 @@ from lightmem_core.long_term.tables import (
     quoted,
     read,
 )
+from lightmem_core.long_term.upkeep import COMPACT_AFTER
 from lightmem_core.types import stable_id
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from lightmem_core.long_term.reembed import (
     switch,
 )
 from lightmem_core.long_term.runs import Run
-from lightmem_core.long_term.shard import COMPACT_AFTER
 from lightmem_core.long_term.store import Manifest, MemoryStore, VectorModel, connect
+from lightmem_core.long_term.upkeep import COMPACT_AFTER
 from lightmem_pipelines.cluster import ray_session
 from lightmem_pipelines.commit import RECYCLE_AFTER, RETRIES
 from lightmem_pipelines.durations import duration

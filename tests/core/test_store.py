@@ -11,9 +11,10 @@ from lightmem_core.errors import StoreError
 from lightmem_core.long_term import store as store_module
 from lightmem_core.long_term.provenance import provenance
 from lightmem_core.long_term.runs import Run
-from lightmem_core.long_term.shard import COMPACT_AFTER, INDEX_AFTER, Shard
+from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.long_term.tables import small_fragments, unindexed_fragments
+from lightmem_core.long_term.upkeep import COMPACT_AFTER, INDEX_AFTER
 from lightmem_core.schema import to_table
 from lightmem_core.types import Entry, Extracted, Message, Source
 
