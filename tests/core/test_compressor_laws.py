@@ -21,6 +21,7 @@ EXACT = ("bert", "xlm-r", "gpt", "llama", "bert-lm")
 hard = runpy.run_path(str(Path(__file__).with_name("hard_messages.py")))
 HARD, LONG, TALK, MESSAGES = (hard[name] for name in ("HARD", "LONG", "TALK", "MESSAGES"))
 is_part = hard["is_part"]
+END = "and then she moved to Lisbon because her sister had bought an old house by its harbour"
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +87,12 @@ def test_hard_messages_keep_something_and_gain_nothing(
 def test_a_hundred_thousand_characters_are_read_to_their_end(
     made: Callable[..., Compressor], kind: str, text: str
 ):
-    ending = f"{text} and then Caroline moved"
+    ending = f"{text} {END}"
     (kept,) = made(kind, 0.9).compress([ending])
     assert is_part(kept, ending)
-    assert {"and", "then", "Caroline", "moved"} & set(kept.split())
+    assert set(END.split()) & set(kept.split()) - set(text.split())
     if text == LONG["talk"] and kind != "none":
-        assert 0.8 < len(kept) / len(ending) < 0.95
+        assert 0.8 < len(kept) / len(ending) < 0.97
         # What is kept comes from every part of the text.
         assert is_part(kept[-2000:], ending[-8000:])
 

@@ -82,7 +82,7 @@ def test_the_scores_are_those_of_the_library(reranker: CrossEncoder):
 @pytest.mark.parametrize(
     ("kind", "options", "problem"),
     [
-        ("bert", {}, "no model for sequence classification"),
+        ("bert", {}, "name a model for sequence classification"),
         ("reranker", {"candidates": 0}, "at least 1"),
         ("reranker", {"depth": 3}, "has no option"),
     ],
