@@ -26,7 +26,7 @@ Rows = Callable[[Config, set[str]], dict[str, dict[str, Any]]]
 
 def said(user: str, session: int) -> list[dict[str, Any]]:
     """Half of the sessions name no positions. Of what is said some is said again, or anew."""
-    texts = [f"I live in {('Porto', 'Oslo', 'Quito')[session]}.", "I play the violin."]
+    texts = [f"I now live in {('Porto', 'Oslo', 'Quito')[session]}.", "I play the violin."]
     texts += ["I play the violin.", *(f"Note {session} {n} of {user}." for n in range(TURNS - 3))]
     return [
         {
