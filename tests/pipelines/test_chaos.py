@@ -39,8 +39,8 @@ from lightmem_pipelines.sleep import SleepRequest, sleep
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "20"))
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
-TRIES = 10  # to catch a victim at work
-PAUSE_S = 0.05  # at most, from a moment to the kill
+TRIES = 25  # to catch a victim at work
+PAUSE_S = 0.05  # at most, from a moment to the kill; mostly less: some tasks take a few ms
 AT_WORK = {  # how the titles begin that Ray gives to processes
     "committer": ("ray::Committer.",),
     "stages": ("ray::MapWorker(",),
@@ -214,13 +214,13 @@ def kill_at_work(victim: str, rng: random.Random) -> bool:
     if not found:
         return False
     process, title = rng.choice(found)
-    time.sleep(rng.random() * PAUSE_S)
+    time.sleep(rng.random() ** 4 * PAUSE_S)
     return title_of(process).startswith(title.partition(".")[0]) and killed(process)
 
 
 def kill_command(victim: str, process: psutil.Process, rng: random.Random) -> bool:
     """Kill a command, and with a node all that belongs to it."""
-    time.sleep(rng.random() * PAUSE_S)
+    time.sleep(rng.random() ** 4 * PAUSE_S)
     tree = process.children(recursive=True) if victim == "node" else []
     for one in (process, *tree):
         killed(one)
