@@ -82,8 +82,16 @@ def test_hard_messages_keep_something_and_gain_nothing(
     assert is_part(kept, text)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+# Models read the texts that differ to them; each costs them seconds.
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        pytest.param(kind, text, id=f"{kind}-{name}")
+        for kind in KINDS
+        for name, text in LONG.items()
+        if kind not in EXACT or name in ("talk", "one-word", "json")
+    ],
+)
 def test_a_hundred_thousand_characters_are_read_to_their_end(
     made: Callable[..., Compressor], kind: str, text: str
 ):
