@@ -9,7 +9,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM_LOCK := tests/vllm/lock.txt
 
-.PHONY: install demo test test-core test-vllm chaos lint bench-pipeline bench-models bench-llm bench-ranking bench-retention bench-segment bench-sensory bench-sleep bench-store screenshots bench-gpu clean
+.PHONY: install demo test test-core test-vllm chaos lint bench-pipeline bench-models bench-llm bench-ranking bench-retention bench-segment bench-sensory bench-serve bench-sleep bench-store screenshots bench-gpu clean
 
 install: $(STAMP)
 
@@ -88,6 +88,10 @@ bench-retention: $(STAMP)
 
 bench-sleep: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_sleep.py
+
+# About 4 GB of disk, and a quarter of an hour.
+bench-serve: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench_serve.py
 
 # About 4 GB of disk while it runs.
 bench-store: $(STAMP)
