@@ -29,31 +29,39 @@ BLOCK_BYTES = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Proof:
     """What to look for of a user, and where: `root` is None on object storage, where no files are
-    read, and `shard` the user's."""
+    read, `shard` the user's, and `folders` are the tables that may hold rows of the user."""
 
     root: Path | None
     shard: int
+    folders: frozenset[str]
     user_id: str
     ids: tuple[bytes, ...]
 
     @classmethod
     def of(cls, store: MemoryStore, user_id: str) -> Proof:
         uri = store.database.uri
-        ids = (i.encode() for table in tables_of(store, user_id) for i in _ids(table, user_id))
+        tables = list(tables_of(store, user_id))
+        folders = frozenset(f"{table.name}.lance" for table in tables)
+        ids = tuple(i.encode() for table in tables for i in _ids(table, user_id))
         root = None if "://" in uri else Path(uri)
-        return cls(root, store.shard_number(user_id), user_id, tuple(ids))
+        return cls(root, store.shard_number(user_id), folders, user_id, ids)
 
     def check_beside(self) -> None:
-        """Raise StoreError if a file beside the sharded tables holds an id of the user's rows: what
-        runs left, and the ledger. To be asked while the rows are there, so that another erase finds
-        it, too."""
+        """Raise StoreError if a file beside those tables and the shards holds an id of the user's
+        rows: what runs left, and the ledger. To be asked while the rows are there, so that another
+        erase finds it, too."""
         for path in _files(self.root):
-            if _shard_of(path, self.root) is None and _holds(path, self.ids):
+            beside = _shard_of(path, self.root) is None and not self._may_hold_rows(path)
+            if beside and _holds(path, self.ids):
                 raise StoreError(f"{path} holds an id of the user: end what writes it, erase again")
 
     def files(self) -> list[Path]:
-        """Those of the user's shard as they are now."""
-        return [path for path in _files(self.root) if _shard_of(path, self.root) == self.shard]
+        """Those of the user's shard and of the other tables that held rows, as they are now."""
+        return [
+            path
+            for path in _files(self.root)
+            if _shard_of(path, self.root) == self.shard or self._may_hold_rows(path)
+        ]
 
     def check(self, files: Iterable[Path]) -> None:
         """Raise StoreError if one of the files holds the user, also one that no version names."""
@@ -66,6 +74,9 @@ class Proof:
                 raise StoreError(
                     f"{path} still holds the user: end what writes to the store, and erase again"
                 )
+
+    def _may_hold_rows(self, path: Path) -> bool:
+        return self.root is not None and path.relative_to(self.root).parts[0] in self.folders
 
     def _names_user(self, path: Path) -> bool:
         if path.suffix == ".lance":

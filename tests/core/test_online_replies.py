@@ -78,10 +78,10 @@ def test_what_a_model_refused_is_asked_for_again(config: Config, monkeypatch: py
     writer = OnlineWriter(config, wait_s=0)
     monkeypatch.setattr(Counted, "refused", "number 4")
     writer.add("ada", "s1", said(6))
-    assert writer.flush("ada") == 3
+    assert writer.flush("ada") == 5
     (reason,) = {m.reason for m in writer.shared.inbox_for("ada").waiting("ada")}
     assert reason.startswith("llm_rejected")
     monkeypatch.setattr(Counted, "refused", "")
-    assert writer.flush("ada") == 3
+    assert writer.flush("ada") == 1
     assert writer.status().waiting == 0
     writer.close()

@@ -161,8 +161,9 @@ def evil() -> tuple[str, str]:
     return EVIL_USER, EVIL
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
+    """For a module: as long as it is there, no other loop of events can run in this thread."""
     if not CHROMIUM:
         pytest.skip("needs an installed Chromium")
     playwright = pytest.importorskip("playwright.sync_api")
