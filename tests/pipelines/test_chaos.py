@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ AT_WORK = {  # how the titles begin that Ray gives to processes
     "stages": ("ray::MapWorker(",),
     "input": ("ray::MapBatches(Reader", "ray::HashShuffle"),
     "commit": ("ray::MapBatches(Commit",),
-    "plan": ("ray::plan_shard",),
+    "plan": ("ray::_planned",),
     "decisions": ("ray::decide_portion",),
     "vectors": ("ray::embed_updates",),
 }
@@ -59,6 +59,7 @@ FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 USERS, SESSIONS, TURNS = 10, 2, 8
 CITIES = "Porto Oslo Quito Hanoi".split()
 
+Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.ray
 
 
@@ -151,7 +152,7 @@ class Undisturbed:
 
 def undisturbed(place: Place, command: str) -> Undisturbed:
     first = place.moment()
-    seen: dict[str, list[int]] = {victim: [] for victim in AT_WORK}
+    seen: dict[str, list[int]] = {victim: [first] for victim in AT_WORK}
 
     def watch() -> bool:
         moment, present = place.moment(), titles().values()
@@ -166,9 +167,8 @@ def undisturbed(place: Place, command: str) -> Undisturbed:
         assert all(report[done] for done in ("merged", "superseded", "updated", "deleted"))
     else:
         assert report["messages"]["stored"] == USERS * SESSIONS * TURNS
-    whole = range(first, place.moment())
-    moments = {victim: seen.get(victim) or whole for victim in VICTIMS[command]}
-    return Undisturbed(place, place.contents(), moments)
+    moments = dict.fromkeys(COMMANDS, range(first, place.moment()))
+    return Undisturbed(place, place.contents(), moments | seen)
 
 
 @pytest.fixture(scope="module")
@@ -197,9 +197,14 @@ def meanwhile(look: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
             over.set()
 
 
+@lru_cache(maxsize=1)
+def processes(quarter_second: int) -> list[psutil.Process]:
+    """Those of the tests' Ray. To list them takes longer than some of their tasks."""
+    return psutil.Process().children(recursive=True)
+
+
 def titles() -> dict[psutil.Process, str]:
-    """What the processes of the tests' Ray do, and the commands that were started."""
-    return {process: title_of(process) for process in psutil.Process().children(recursive=True)}
+    return {process: title_of(process) for process in processes(int(4 * time.monotonic()))}
 
 
 def title_of(process: psutil.Process) -> str:
@@ -210,8 +215,7 @@ def title_of(process: psutil.Process) -> str:
 
 def kill_at_work(victim: str, rng: random.Random) -> bool:
     """Kill a process while it does what it is to be killed at, if there is one."""
-    found = [item for item in titles().items() if item[1].startswith(AT_WORK[victim])]
-    if not found:
+    if not (found := [i for i in titles().items() if i[1].startswith(AT_WORK[victim])]):
         return False
     process, title = rng.choice(found)
     time.sleep(rng.random() ** 4 * PAUSE_S)
@@ -252,8 +256,8 @@ def disturb(place: Place, command: str, victim: str, at: int, rng: random.Random
     return True
 
 
-def rounds(make: Callable[[], Place], command: str, quiet: Undisturbed) -> str:
-    """Half of all rounds, of a backfill or of a sleep phase. Return what is to be told of them."""
+def rounds(make: Callable[[], Place], command: str, quiet: Undisturbed, capsys: Capture) -> None:
+    """Half of all rounds, of a backfill or of a sleep phase, and a line that tells of them."""
     kills: Counter[str] = Counter()
     count, missed, started = (ROUNDS + 1) // 2, 0, time.monotonic()
     for number, victim in enumerate(islice(cycle(VICTIMS[command]), count)):
@@ -271,24 +275,20 @@ def rounds(make: Callable[[], Place], command: str, quiet: Undisturbed) -> str:
         kills[victim] += 1
     each = (time.monotonic() - started) / (count + missed)
     told = ", ".join(f"{n} {victim}" for victim, n in kills.items())
-    told = f"{command}: {count} kills with seed {SEED} ({told}), every store as undisturbed"
-    return f"{told}; {missed} missed and repeated, {each:.1f} s a round"
-
-
-def tell(capsys: pytest.CaptureFixture[str], line: str) -> None:
+    told = f"\n{command}: {count} kills with seed {SEED} ({told}), every store as undisturbed"
     with capsys.disabled():
-        sys.stdout.write(f"\n{line}\n")
+        sys.stdout.write(f"{told}; {missed} missed and repeated, {each:.1f} s a round\n")
 
 
 def test_a_backfill_survives_whatever_is_killed(
-    filled: Undisturbed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    filled: Undisturbed, tmp_path: Path, capsys: Capture
 ):
     make = partial(replace, filled.place, store=tmp_path / "store")
-    tell(capsys, rounds(make, "backfill", filled))
+    rounds(make, "backfill", filled, capsys)
 
 
 def test_a_sleep_phase_survives_whatever_is_killed(
-    filled: Undisturbed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    filled: Undisturbed, tmp_path: Path, capsys: Capture
 ):
     def make() -> Place:
         shutil.copytree(filled.place.store, tmp_path / "store")
@@ -296,4 +296,4 @@ def test_a_sleep_phase_survives_whatever_is_killed(
 
     quiet = undisturbed(make(), "sleep")
     shutil.rmtree(quiet.place.store)
-    tell(capsys, rounds(make, "sleep", quiet))
+    rounds(make, "sleep", quiet, capsys)
