@@ -249,13 +249,14 @@ def show(label: str, seen: Load) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="10,000 entries, some seconds")
+    parser.add_argument("--users", type=int, nargs="+", default=[1_000, 10_000])
+    parser.add_argument("--seconds", type=float, default=20, help="of each load")
     args = parser.parse_args()
     print(environment())
     print("ms, of the answered requests; embed, rank, rest: medians")
-    for users in (100,) if args.small else (1_000, 10_000):
+    for users in args.users:
         with tempfile.TemporaryDirectory() as folder:
-            measure(users, 5 if args.small else 20, Path(folder))
+            measure(users, args.seconds, Path(folder))
 
 
 if __name__ == "__main__":
