@@ -43,8 +43,8 @@ def unsteady(config: Config) -> Config:
 def said(config: Config) -> list[str]:
     """What is in the store, less the words that differ."""
     store = MemoryStore.open(config.memory.store)
-    entries = [e for s in store.shards for u in s.user_sizes() for e in s.entries_of([u])]
-    return sorted(entry.text.rpartition(" ")[0] for entry in entries)
+    rows = [row for s in store.shards for row in s.entries.search().to_list()]
+    return sorted(row["text"].rpartition(" ")[0] for row in rows)
 
 
 def test_another_command_over_what_a_killed_run_began_stores_each_memory_once(
