@@ -56,7 +56,7 @@ def test_requests_at_once_are_answered_each_as_alone(config: Config, handle: Dep
     answers = [handle.search.remote(query) for query in queries]
     for query, answer in zip(queries, answers, strict=True):
         (expected,) = direct.search([query])
-        assert [(h.entry.id, h.score) for h in answer.result(timeout_s=60)] == [
+        assert [(h.entry.id, h.score) for h in answer.result(timeout_s=60).hits] == [
             (h.entry.id, h.score) for h in expected
         ]
 
