@@ -15,7 +15,7 @@ from lightmem_core.long_term.embed import Embedding
 from lightmem_core.long_term.retrieve import Retrieval
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.plugins import find, load
-from lightmem_core.protocols import Embedder, Reranker, Tokenizer
+from lightmem_core.protocols import Embedder, Reranker, Stage, Tokenizer
 from lightmem_core.sensory.compress import Compression
 from lightmem_core.sensory.joint import JointSegmentation
 from lightmem_core.sensory.segment import Segmentation
@@ -85,6 +85,13 @@ def embedder(config: MemoryConfig) -> Embedder:
 
 def embedding(config: MemoryConfig) -> Embedding:
     return Embedding(embedder(config))
+
+
+def stages(config: MemoryConfig) -> list[Stage[Any, Any]]:
+    """Those of an extraction, in order: what one gives the next one takes, from History to
+    Extracted."""
+    makers = (compression, segmentation, buffering, extraction, embedding)
+    return [make(config) for make in makers]
 
 
 def consolidation(

@@ -178,6 +178,11 @@ class Entry:
         return self.superseded_by == DELETED
 
     @property
+    def message_ids(self) -> set[str]:
+        """Of all messages that have a part in it, also through an entry that it absorbed."""
+        return {source.message_id for source in (*self.sources, *self.absorbed)}
+
+    @property
     def order(self) -> tuple[int, str, int, int]:
         """The total order of a user's entries: equal times are ordered by place."""
         return (self.said_at, self.session_id, self.position, self.ordinal)

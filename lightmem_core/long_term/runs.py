@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lightmem_core.errors import RequestError, StoreError
-from lightmem_core.long_term.tables import keyed_table, now_ms, quoted, read, upsert
+from lightmem_core.long_term.tables import among, keyed_table, now_ms, quoted, read, upsert
 from lightmem_core.types import stable_id
 
 if TYPE_CHECKING:
@@ -68,11 +68,11 @@ class RunLedger:
         upsert(self.table, "id", rows)
 
     def get(self, run_id: str) -> Run:
-        found = self.table.search().where(f"id = {quoted(run_id)}").to_list()
-        if not found:
+        found = self.find(run_id)
+        if found is None:
             known = ", ".join(run.id for run in self.latest(5)) or "none"
             raise StoreError(f"there is no run {run_id!r}; the latest are: {known}")
-        return _run(found[0])
+        return found
 
     def find(self, run_id: str) -> Run | None:
         found = read(self.table, f"id = {quoted(run_id)}").to_pylist()
@@ -91,7 +91,7 @@ class RunLedger:
         ids = [run_id for _, run_id in places[:limit]]
         if not ids:
             return []
-        rows = read(self.table, f"id IN ({', '.join(map(quoted, ids))})").to_pylist()
+        rows = read(self.table, among("id", ids)).to_pylist()
         found = {row["id"]: _run(row) for row in rows}
         return [found[run_id] for run_id in ids]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from lightmem_core.long_term.tables import (
     NEWER,
+    among,
     committed,
     compact,
     insert_missing,
@@ -91,7 +92,7 @@ class Shard:
         superseded by, are kept. None of the runs may be under way."""
         if not run_ids:
             return 0
-        runs = f"run_id IN ({', '.join(map(quoted, run_ids))}) AND gen = 0"
+        runs = f"{among('run_id', run_ids)} AND gen = 0"
         orphans = [
             id
             for batch in read_batches(self.entries, runs, ["id", "user_id", "sources"])
@@ -99,18 +100,18 @@ class Shard:
             for id in self._orphans(batch.slice(start, IDS_PER_FILTER).to_pylist())
         ]
         for start in range(0, len(orphans), IDS_PER_FILTER):
-            where = f"{runs} AND id IN {_listed(orphans[start : start + IDS_PER_FILTER])}"
+            where = f"{runs} AND {among('id', orphans[start : start + IDS_PER_FILTER])}"
             committed(self.entries, partial(self.entries.delete, where))
         return len(orphans)
 
     def _orphans(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         users = of_users(sorted({row["user_id"] for row in rows}))
         ids = {source["message_id"] for row in rows for source in row["sources"]}
-        stored = _found(self.messages, f"{users} AND id IN {_listed(ids)}", "id")
+        stored = _found(self.messages, f"{users} AND {among('id', sorted(ids))}", "id")
         lost = [row["id"] for row in rows if _unstored(row["sources"], stored)]
         if not lost:
             return []
-        named = f"{users} AND superseded_by IN {_listed(lost)}"
+        named = f"{users} AND {among('superseded_by', lost)}"
         heirs = _found(self.entries, named, "superseded_by")
         return [id for id in lost if id not in heirs]
 
@@ -149,7 +150,7 @@ class Shard:
         for start in range(0, len(ids), IDS_PER_FILTER):
             part = ids[start : start + IDS_PER_FILTER]
             users = of_users(sorted({new[id][0] for id in part}))
-            old = read(self.entries, f"{users} AND id IN ({', '.join(map(quoted, part))})")
+            old = read(self.entries, f"{users} AND {among('id', part)}")
             insert_missing(self.versions, "key", self._versions_of(old, new))
 
     def _versions_of(self, old: pa.Table, new: dict[str, list[Any]]) -> pa.Table:
@@ -222,8 +223,8 @@ class Shard:
         """The messages that an entry came from, in their order."""
         if not sources:
             return []
-        ids = ", ".join(sorted({quoted(s.message_id) for s in sources}))
-        where = f"{of_users([user_id])} AND id IN ({ids})"
+        ids = sorted({source.message_id for source in sources})
+        where = f"{of_users([user_id])} AND {among('id', ids)}"
         found = from_table(read(self.messages, where), Message)
         return sorted(found, key=lambda m: (m.said_at, m.session_id, m.position))
 
@@ -274,16 +275,12 @@ def _unstored(sources: Sequence[dict[str, Any]], stored: Collection[str]) -> boo
     return any(source["message_id"] not in stored for source in sources)
 
 
-def _listed(values: Iterable[str]) -> str:
-    return f"({', '.join(map(quoted, sorted(values)))})"
-
-
 def _found(table: Table, where: str, column: str) -> set[str]:
     return set(read(table, where, [column])[column].to_pylist())
 
 
 def _quarantined_by(run_ids: Sequence[str]) -> str:
-    return f"state = 'quarantined' AND run_id IN ({', '.join(map(quoted, run_ids))})"
+    return f"state = 'quarantined' AND {among('run_id', run_ids)}"
 
 
 def _newest(entries: pa.Table) -> pa.Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -150,8 +150,14 @@ def _make_index(table: Table, column: str) -> None:
         table.create_index(column, config=BTree())
 
 
-def of_users(user_ids: Sequence[str]) -> str:
-    return f"user_id IN ({', '.join(map(quoted, user_ids))})" if user_ids else "false"
+def among(column: str, values: Iterable[str]) -> str:
+    """The condition that a column of text has one of some values."""
+    listed = ", ".join(map(quoted, values))
+    return f"{column} IN ({listed})" if listed else "false"
+
+
+def of_users(user_ids: Iterable[str]) -> str:
+    return among("user_id", user_ids)
 
 
 def read(table: Table, where: str, columns: list[str] | None = None) -> pa.Table:

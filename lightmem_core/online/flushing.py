@@ -97,7 +97,7 @@ class Flushing:
             parts = self._by_shard(user_ids)
             batches = [b for number, users in parts for b in self._begun(number, users, due)]
             self._extract(batches)
-            for number, users in self._by_shard(user_ids):
+            for number, users in parts:
                 self._store(number, users, [b for b in batches if b.user_id in set(users)])
             self.shared.paid(self.shared.replies.take(user_ids))
         return sum(batch.entries for batch in batches)

@@ -12,6 +12,7 @@ from lightmem_core.history import stored_history
 from lightmem_core.long_term.shard import IDS_PER_FILTER, USERS_PER_FILTER
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import (
+    among,
     committed,
     compact,
     insert_missing,
@@ -166,4 +167,4 @@ class Inbox:
 
 def _of_ids(ids: Sequence[str]) -> list[str]:
     parts = (ids[at : at + IDS_PER_FILTER] for at in range(0, len(ids), IDS_PER_FILTER))
-    return [f"id IN ({', '.join(map(quoted, part))})" for part in parts]
+    return [among("id", part) for part in parts]

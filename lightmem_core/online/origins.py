@@ -11,7 +11,7 @@ from lightmem_core.types import Entry
 
 def entries_from(entries: Iterable[Entry], message_ids: Collection[str]) -> list[Entry]:
     """Of some entries those in which a message has a part, also through one that they absorbed."""
-    return [entry for entry in entries if _origins(entry) & set(message_ids)]
+    return [entry for entry in entries if entry.message_ids & set(message_ids)]
 
 
 def shown(came: Sequence[Entry]) -> Entry | None:
@@ -33,14 +33,10 @@ def to_delete(came: Sequence[Entry], message_id: str) -> list[Entry]:
     """The one active entry; of several those that came of this message alone."""
     if len(came) <= 1:
         return [to_change(came, message_id)]
-    alone = [entry for entry in came if _origins(entry) == {message_id}]
+    alone = [entry for entry in came if entry.message_ids == {message_id}]
     if not alone:
         raise _several(came, message_id)
     return alone
-
-
-def _origins(entry: Entry) -> set[str]:
-    return {source.message_id for source in (*entry.sources, *entry.absorbed)}
 
 
 def _several(came: Sequence[Entry], message_id: str) -> ConflictError:

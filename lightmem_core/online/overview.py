@@ -79,8 +79,7 @@ class Story:
     @cached_property
     def sources(self) -> set[str]:
         """The ids of the messages that it came from."""
-        entry = self.provenance.entry
-        return {source.message_id for source in (*entry.sources, *entry.absorbed)}
+        return self.provenance.entry.message_ids
 
 
 def time_line(entries: Sequence[Entry], asked: Asked, start: int = 0) -> TimeLine:

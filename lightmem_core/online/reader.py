@@ -140,7 +140,7 @@ class OnlineReader:
     def provenance(self, entry_id: str, user_id: str) -> Provenance:
         """Why an entry is known. Raise NotFoundError if the user has no such entry."""
         entry, shard = self._required(entry_id, user_id), self.store.shard_for(user_id)
-        ids = {source.message_id for source in (*entry.sources, *entry.absorbed)}
+        ids = entry.message_ids
         waiting = [message for message in self.waiting.messages(user_id) if message.id in ids]
         stored = shard.sources(user_id, (*entry.sources, *entry.absorbed))
         known = {message.id for message in stored}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from lightmem_core.history import UNPLACED, identified
 from lightmem_core.long_term.shard import IDS_PER_FILTER, Shard
-from lightmem_core.long_term.tables import of_users, quoted, read
+from lightmem_core.long_term.tables import among, of_users, quoted, read
 from lightmem_core.online.inbox import Inbox
 from lightmem_core.online.sessions import Posted, Session, is_keyed, is_plain
 from lightmem_core.schema import from_table
@@ -27,8 +27,8 @@ def sessions_of(
     leaves it in between is found among those stored."""
     users = sorted({request.user_id for request in requests})
     waiting = _by_session(row.message for row in inbox.rows(users))
-    some = ", ".join(sorted({quoted(request.session_id) for request in requests}))
-    where = f"{of_users(users)} AND session_id IN ({some})"
+    some = sorted({request.session_id for request in requests})
+    where = f"{of_users(users)} AND {among('session_id', some)}"
     following = _following(shard, where)
     wanted = _wanted(requests, following, max(0, int(now - span)))
     rows = read(shard.messages, f"{where} AND ({' OR '.join(wanted)})", COLUMNS)

@@ -22,7 +22,7 @@ from lightmem_core.long_term.carrying_out import Judge, carry_out
 from lightmem_core.long_term.consolidate import Consolidation
 from lightmem_core.long_term.shard import IDS_PER_FILTER, USERS_PER_FILTER, Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_core.long_term.tables import now_ms, of_users, quoted, read
+from lightmem_core.long_term.tables import among, now_ms, of_users, read
 from lightmem_core.long_term.upkeep import compact_if_crowded
 from lightmem_core.schema import from_table, to_table
 from lightmem_core.types import Decision, Entry, Extracted
@@ -181,7 +181,7 @@ def rows_of(shard: Shard, decisions: Iterable[Decision]) -> list[Entry]:
 def _rows(shard: Shard, users: list[str], ids: list[str]) -> list[Entry]:
     """The database looks for a few ids faster than it hands over all rows; for many it does not."""
     if len(ids) <= 2 * IDS_PER_FILTER:
-        where = f"{of_users(users)} AND id IN ({', '.join(map(quoted, ids))})" if ids else "false"
+        where = f"{of_users(users)} AND {among('id', ids)}"
         return from_table(read(shard.entries, where), Entry)
     rows = read(shard.entries, of_users(users))
     return from_table(rows.filter(compute.is_in(rows["id"], value_set=pa.array(ids))), Entry)

@@ -87,13 +87,12 @@ def added_of(accepted: Accepted, message: Incoming) -> Added:
 
 def written_of(entry: Entry, new: Collection[str]) -> Added:
     """What came of messages, of which some are `new`."""
-    sources = {source.message_id for source in (*entry.sources, *entry.absorbed)}
     reason = _reason(entry)
     waits = "failed" if reason else "waiting"
     return Added(
         id=entry.id,
         memory=entry.text,
-        event="ADD" if sources & set(new) else "NONE",
+        event="ADD" if entry.message_ids & set(new) else "NONE",
         state=waits if isinstance(entry, WaitingEntry) else "stored",
         position=entry.position,
         reason=reason,

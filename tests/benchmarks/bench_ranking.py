@@ -65,16 +65,7 @@ class Conversation:
 
 def conversations(path: str) -> Iterator[Conversation]:
     embedder = factory.embedder(MEMORY)
-    stages = [
-        make(MEMORY)
-        for make in (
-            factory.compression,
-            factory.segmentation,
-            factory.buffering,
-            factory.extraction,
-            factory.embedding,
-        )
-    ]
+    stages = factory.stages(MEMORY)
     for sample in QuestionFile("locomo", path, UTC):
         rows = [History(sample.user_id, sample.messages)]
         for stage in stages:

@@ -33,7 +33,7 @@ import aiohttp
 import numpy as np
 import psutil
 import yaml
-from bench_store import load, name
+from bench_store import EACH, load, name
 from measure import environment
 
 from lightmem_core import factory, load_config
@@ -43,7 +43,6 @@ from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.online.keys import KeyRing, NewKey
 from lightmem_core.online.reader import OnlineReader
 
-EACH = 100  # entries of a user
 BUSY, ANY = 500, 0.1
 CLIENTS = (1, 4, 16, 64)
 LIMIT = 10

@@ -244,14 +244,8 @@ def memory() -> MemoryConfig:
 
 def stages(memory: MemoryConfig, histories: Iterable[History]) -> list[Extracted]:
     rows: list = list(histories)
-    for make in (
-        factory.compression,
-        factory.segmentation,
-        factory.buffering,
-        factory.extraction,
-        factory.embedding,
-    ):
-        rows = make(memory)(rows)
+    for stage in factory.stages(memory):
+        rows = stage(rows)
     return rows
 
 

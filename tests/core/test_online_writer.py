@@ -113,14 +113,8 @@ def of_batch(config: Config, messages: Sequence[Incoming], user: str = "ada") ->
         for m in messages
     ]
     rows: list = [ordered_history(read)]
-    for make in (
-        factory.compression,
-        factory.segmentation,
-        factory.buffering,
-        factory.extraction,
-        factory.embedding,
-    ):
-        rows = make(config.memory)(rows)
+    for stage in factory.stages(config.memory):
+        rows = stage(rows)
     return rows
 
 

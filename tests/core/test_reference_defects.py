@@ -101,14 +101,8 @@ def build(histories: Sequence[History], **parts: object) -> list[Extracted]:
     """All stages of a backfill, one after the other."""
     config = MemoryConfig.model_validate({**FAKES, **parts})
     rows = list(histories)
-    for make in (
-        factory.compression,
-        factory.segmentation,
-        factory.buffering,
-        factory.extraction,
-        factory.embedding,
-    ):
-        rows = make(config)(rows)  # pyright: ignore[reportArgumentType]
+    for stage in factory.stages(config):
+        rows = stage(rows)  # pyright: ignore[reportArgumentType]
     return rows  # pyright: ignore[reportReturnType]
 
 
