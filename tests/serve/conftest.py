@@ -1,7 +1,9 @@
-"""Servers on a real port over a real store, in this process and without Ray."""
+"""Servers on a real port over a real store: in this process and without Ray, or as deployed."""
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -14,16 +16,20 @@ from typing import Any
 
 import pytest
 import uvicorn
+import yaml
 
 from lightmem_core import load_config
 from lightmem_core.config import Config
+from lightmem_core.factory import embedder
+from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.online.keys import UNKNOWN_S, KeyRing, NewKey
 from lightmem_core.online.reader import OnlineReader
 from lightmem_core.online.writer import OnlineWriter
 from lightmem_serve.api import access_of, create_app, server_of
 from lightmem_serve.backend import ThreadedReader, ThreadedWriter
 
-FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
+TESTS = Path(__file__).parents[1]
+FAKES = TESTS.parent / "pipelines" / "configs" / "fakes.yaml"
 
 
 @dataclass
@@ -121,6 +127,35 @@ def run_server(config: Config, host: str = "127.0.0.1") -> Iterator[Running]:
     writer.close()
 
 
+@contextmanager
+def served_by_ray(config: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    """The server of a configuration on Ray Serve, in a process that starts a Ray of its own."""
+    command = [sys.executable, str(TESTS / "serve_process.py"), str(config), str(port)]
+    streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **streams, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        while (line := process.stdout.readline()) != "ready\n":
+            assert line, "the server did not start"
+        yield process
+        if process.poll() is None:
+            process.stdin.close()
+            process.wait(timeout=60)
+
+
+@contextmanager
+def run_deployed(config: Config, folder: Path) -> Iterator[Running]:
+    """Serve the store of a configuration as users do, until the block ends."""
+    path, port = folder / "serve.yaml", unused_port()
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
+    model = VectorModel.of(embedder(config.memory))
+    store = MemoryStore.create(config.memory.store, model)
+    running = Running(f"http://127.0.0.1:{port}", config, KeyRing(store.database))
+    running.key = running.make_key(scopes=["admin"])
+    with served_by_ray(path, port):
+        yield running
+
+
 def fake_config(folder: Path, llm: str = "", generator: str = "verbatim", **serve: Any) -> Config:
     """Fakes in place of every model; what waits is extracted when a test says so. `llm` is the URL
     of a model to chat with, `llm_use` how it is reached."""
@@ -139,14 +174,18 @@ def fake_config(folder: Path, llm: str = "", generator: str = "verbatim", **serv
 def start(
     tmp_path_factory: pytest.TempPathFactory, _shared_llm_endpoint: Any
 ) -> Callable[..., Any]:
-    """Start a server, of a new store unless its `folder` is named; `other` are settings of its
-    section."""
+    """Start a server, of a new store unless its `folder` is named, by itself or `deployed` on Ray
+    Serve; `other` are settings of its section."""
 
     def started(
-        llm: str = _shared_llm_endpoint.url, folder: Path | None = None, **other: Any
+        llm: str = _shared_llm_endpoint.url,
+        folder: Path | None = None,
+        deployed: bool = False,
+        **other: Any,
     ) -> Any:
         place = folder or tmp_path_factory.mktemp("served")
-        return run_server(fake_config(place, llm, **other))
+        config = fake_config(place, llm, **other)
+        return run_deployed(config, place) if deployed else run_server(config)
 
     return started
 
@@ -156,6 +195,20 @@ def server(start: Callable[..., Any]) -> Iterator[Running]:
     """One that all tests share, each with users of its own."""
     with start(requests_per_minute=100_000) as running:
         yield running
+
+
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.ray)],
+                ids=["by-itself", "deployed"])  # fmt: skip
+def any_server(request: pytest.FixtureRequest, start: Callable[..., Any]) -> Iterator[Running]:
+    """The routes by themselves, and as they are deployed on Ray Serve."""
+    with start(deployed=request.param, requests_per_minute=100_000, cpus=0.2) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def deploy() -> Callable[..., Any]:
+    """Start a server on Ray Serve, of a configuration's path and on a port."""
+    return served_by_ray
 
 
 @pytest.fixture(scope="module")

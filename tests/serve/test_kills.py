@@ -6,11 +6,10 @@ The server is one as users start it, with real HTTP and a Ray of its own.
 from __future__ import annotations
 
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +26,7 @@ from lightmem_serve.client import ApiError, MemoryClient
 
 pytestmark = pytest.mark.ray
 
-TESTS = Path(__file__).parents[1]
-FAKES = TESTS.parent / "pipelines" / "configs" / "fakes.yaml"
+FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 PARTS = ("Writer", "Reader", "Api", "ProxyActor", "ServeController")
 USERS = 3
 PATIENCE_S = 120
@@ -39,7 +37,6 @@ PAGE = 1_000
 class Server:
     """A running server; `process` is the one that started its Ray."""
 
-    url: str
     process: subprocess.Popen[str]
 
     def kill(self, part: str) -> None:
@@ -105,21 +102,6 @@ class Clients:
                 number += 1
 
 
-@contextmanager
-def serving(config: Path, port: int) -> Iterator[Server]:
-    command = [sys.executable, str(TESTS / "serve_process.py"), str(config), str(port)]
-    streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, **streams, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        while (line := process.stdout.readline()) != "ready\n":
-            assert line, "the server did not start"
-        yield Server(f"http://127.0.0.1:{port}", process)
-        if process.poll() is None:
-            process.stdin.close()
-            process.wait(timeout=60)
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """Of a server that extracts what it was told after a moment, by fakes."""
@@ -141,16 +123,18 @@ def key(config: Path) -> str:
 
 
 def test_what_a_server_acknowledged_outlives_each_of_its_parts_and_itself(
-    config: Path, key: str, free_port: int
+    config: Path, key: str, free_port: int, deploy: Callable[..., Any]
 ):
-    clients = Clients(f"http://127.0.0.1:{free_port}", key)
-    with serving(config, free_port) as server, clients.running():
+    url = f"http://127.0.0.1:{free_port}"
+    clients = Clients(url, key)
+    with deploy(config, free_port) as process, clients.running():
+        server = Server(process)
         clients.more(5)
         for part in PARTS:
             server.kill(part)
             clients.more(5)
         server.kill_all()
-    with serving(config, free_port) as server, MemoryClient(server.url, key) as client:
+    with deploy(config, free_port), MemoryClient(url, key) as client:
         for user, taken in clients.acknowledged.items():
             client.flush(user)
             found = client.get_all(user_id=user, limit=PAGE).results

@@ -14,6 +14,11 @@ PORTO = "I moved to Porto in May"
 PASTA = "I like pasta with pesto"
 
 
+@pytest.fixture(scope="module")
+def server(any_server):
+    return any_server
+
+
 def test_messages_are_remembered_and_found_before_and_after_their_extraction(server):
     body = {"messages": [{"role": "user", "content": PORTO}], "user_id": "m-add"}
     (added,) = server.done("POST", "/memories", body)["results"]

@@ -38,11 +38,10 @@ SETTINGS = settings(
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_every_answer_is_documented_and_none_is_a_fault(start, llm_endpoint, mode):
+def test_every_answer_is_documented_and_none_is_a_fault(any_server, llm_endpoint, mode):
     """On a server of its own, which it may reset, and whose model answers whatever it is asked."""
     llm_endpoint.plan(says="OK")
-    with start(requests_per_minute=100_000) as server:
-        check_all(server, mode)
+    check_all(any_server, mode)
 
 
 def check_all(server, mode):
