@@ -7,8 +7,9 @@ speakers named by role, until the shorter one has no more; and the same without 
 three messages of each session, so that no greeting gives a start away. Gold are the starts of
 sessions. A hit is exact; WindowDiff (0 is best) slides a window of half a session and counts where
 the number of starts in it is wrong. The default is also chosen anew with two conversations left
-out, and tried on these two alone. `EMBEDDER` is the folder of one more embedding model: the mean of
-its last states is tried as MiniLM's is.
+out, and tried on these two alone. Where the package wordllama is installed, its vectors are tried
+beside MiniLM's. `EMBEDDER` is the folder of one more embedding model: the mean of its last states
+is tried, too.
 
 LoCoMo is not shipped (CC BY-NC 4.0).
 """

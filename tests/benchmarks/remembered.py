@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,23 @@ class Pooled:
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
+class WordLlama:
+    """Static vectors of tokens, learned apart from MiniLM: `pip install wordllama`, which brings
+    them along."""
+
+    name, dim = "WordLlama", 256
+
+    def __init__(self):
+        import wordllama  # pyright: ignore[reportMissingImports]
+
+        place = Path(wordllama.__file__).parent  # where it looks for its tokenizer only if told to
+        self.model = wordllama.WordLlama.load(dim=self.dim, cache_dir=place)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        found = self.model.embed(list(texts))
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+
+
 class RememberedReader(JointReader):
     def attention(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[np.ndarray]:
         keys = [tuple(map(tuple, group)) for group in groups]
@@ -95,6 +113,8 @@ MINILM = Layers(-1)
 @cache
 def embedders() -> dict[str, Embedder]:
     more = {"another model": Remembered(Pooled(EMBEDDER))} if EMBEDDER else {}
+    if find_spec("wordllama"):
+        more["WordLlama"] = Remembered(WordLlama())
     return {
         **more,
         "MiniLM": Remembered(MINILM),
