@@ -163,11 +163,11 @@ class PipelinesConfig(Model):
 
     address: str | None = None
     num_cpus: int | None = Field(default=None, ge=1)
-    object_store_mib: int = Field(default=256, ge=128)
+    object_store_mib: int = Field(default=128, ge=80)
     input: InputConfig = InputConfig()
     pools: tuple[Pool, ...] = (Pool(steps=STEPS),)
     committers: int = Field(default=2, gt=0)
-    commit_buffers: int = Field(default=500, gt=0)
+    commit_buffers: int = Field(default=250, gt=0)
     sleep_entries_per_task: int = Field(default=20_000, gt=0)
     sleep_gpus_per_task: float = Field(default=0, ge=0)
     decide: DecidePool = DecidePool()
@@ -202,12 +202,13 @@ class LimitsConfig(Model):
 
 
 class ServeConfig(Model):
-    """Requests that arrive within `batch_wait_ms` are embedded together. Without keys (`auth: off`)
-    only this machine is answered; with them a key may ask `requests_per_minute`, unless it was made
-    with a limit of its own. Messages that do not fill a buffer are extracted after
-    `flush_after_s`. One without a time that says what its session has said within
-    `repeat_within_s` is taken for that message, sent again; later it is a new one. A chat is told
-    of memories of at most `chat_memory_tokens`."""
+    """Queries that arrive within `batch_wait_ms` are embedded together, `max_batch_size` at most;
+    they are then ranked and sent one after the other, so a CPU wants few of them, and a GPU many.
+    Without keys (`auth: off`) only this machine is answered; with them a key may ask
+    `requests_per_minute`, unless it was made with a limit of its own. Messages that do not fill a
+    buffer are extracted after `flush_after_s`. One without a time that says what its session has
+    said within `repeat_within_s` is taken for that message, sent again; later it is a new one. A
+    chat is told of memories of at most `chat_memory_tokens`."""
 
     auth: Literal["keys", "off"] = "keys"
     requests_per_minute: int = Field(default=1_200, gt=0)
@@ -215,7 +216,7 @@ class ServeConfig(Model):
     limits: LimitsConfig = LimitsConfig()
     flush_after_s: float = Field(default=60, gt=0)
     repeat_within_s: float = Field(default=3_600, ge=0)
-    max_batch_size: int = Field(default=32, gt=0)
+    max_batch_size: int = Field(default=8, gt=0)
     batch_wait_ms: float = Field(default=5, ge=0)
     replicas: int = Field(default=1, ge=1)
     cpus: float = Field(default=0.5, ge=0)

@@ -112,9 +112,9 @@ class Reader:
 
 
 def reader_of(config: Config) -> serve.Application:
-    """As many replicas as configured; each takes as many requests as fill two batches, and those
+    """As many replicas as configured; each takes as many requests as fill four batches, and those
     that are ranked meanwhile. As many again may wait; more are refused."""
-    ongoing = 2 * config.serve.max_batch_size + 2 * THREADS
+    ongoing = 4 * config.serve.max_batch_size + 2 * THREADS
     return Reader.options(
         num_replicas=config.serve.replicas,
         max_ongoing_requests=ongoing,

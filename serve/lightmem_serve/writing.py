@@ -16,6 +16,7 @@ from lightmem_serve.backend import in_pool
 
 THREADS = 8  # that change entries or extract on request at once
 SLEEPERS = 2  # that sleep or erase, one after the other: they keep nobody else waiting
+TOGETHER = 32  # requests whose messages are made durable by one commit
 MAX_ONGOING = 1_000  # requests, most of which wait for their commit
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ class Writer:
         self.threads = ThreadPoolExecutor(THREADS, "write")
         self.sleepers = ThreadPoolExecutor(SLEEPERS, "sleep")
         batched: Any = self.accepted
-        batched.set_max_batch_size(config.serve.max_batch_size)
+        batched.set_max_batch_size(TOGETHER)
         batched.set_batch_wait_timeout_s(config.serve.batch_wait_ms / 1000)
 
     async def add(
