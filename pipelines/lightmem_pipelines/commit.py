@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -114,12 +114,19 @@ class Commit:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         started = time.perf_counter()
-        shards = self.committers.shard_count
-        numbers = [shard_number(user_id, shards) for user_id in batch["user_id"].to_pylist()]
-        waiting = []
-        for number in set(numbers):
-            part = batch.filter(pa.array([n == number for n in numbers]))
-            waiting.append(self.committers.insert(number, part, self.run_id))
-        duplicates = sum(batch["duplicates"].to_pylist()) + sum(ray.get(waiting))
+        duplicates = sum(batch["duplicates"].to_pylist()) + sum(self._inserted(batch))
         self.monitor.step.remote("commit", len(batch), time.perf_counter() - started)
         return pa.table({"duplicates": [duplicates]})
+
+    def _inserted(self, batch: pa.Table) -> Iterator[int]:
+        """The duplicates of each shard. Rows on their way are copies: they are those of one shard
+        more than there are committers."""
+        shards = self.committers.shard_count
+        numbers = [shard_number(user_id, shards) for user_id in batch["user_id"].to_pylist()]
+        waiting: list[Any] = []
+        for number in sorted(set(numbers)):
+            if len(waiting) > len(self.committers.actors):
+                yield ray.get(waiting.pop(0))
+            part = batch.filter(pa.array([n == number for n in numbers]))
+            waiting.append(self.committers.insert(number, part, self.run_id))
+        yield from ray.get(waiting)
