@@ -3,8 +3,8 @@
     make bench-pipeline
 
 For 200, 2,000 and 10,000 users of 60 messages, whose messages stand mixed in the input, so that
-they must be shuffled; into a store of a shard for every 5,000 users. Prints CPU per message, its
-growth and the peak memory of all processes.
+they must be shuffled; into a store of two shards. Prints CPU per message, its growth and the peak
+memory of all processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from measure import environment, run_measured
 
 SIZES = (200, 2_000, 10_000)
-USERS_A_SHARD = 5_000
+SHARDS = 2  # as many processes write, whatever the input
 SESSIONS, TURNS = 6, 10
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 TOPICS = "garden harbour violin marathon sourdough telescope chess kayak pottery orchid".split()
@@ -57,14 +57,13 @@ def session_rows(rng: random.Random, user: int, session: int) -> list[dict[str, 
     ]
 
 
-def run_one(folder: Path, users: int) -> None:
+def run_one(folder: Path) -> None:
     """Backfill and sleep, in this process and its Ray; print what the reports say."""
     from lightmem_core import load_config
     from lightmem_pipelines.backfill import BackfillRequest, backfill
     from lightmem_pipelines.sleep import SleepRequest, sleep
 
-    shards = max(1, users // USERS_A_SHARD)
-    config = load_config(FAKES, uri=str(folder / "store"), shards=shards)
+    config = load_config(FAKES, uri=str(folder / "store"), shards=SHARDS)
     built = backfill(config, BackfillRequest((str(folder / "input"),), progress=False))
     slept = sleep(config, SleepRequest(progress=False))
     print(json.dumps({"backfill": built.report, "sleep": slept.report}))
@@ -76,7 +75,7 @@ def main() -> None:
     parser.add_argument("--one", type=Path)
     args = parser.parse_args()
     if args.one:
-        run_one(args.one, *args.users)
+        run_one(args.one)
         return
     print(environment())
     print("  users  messages  cpu s  wall s  ms cpu/message  peak RSS MB  peak PSS MB  sleep s")
@@ -95,7 +94,7 @@ def measure(users: int) -> tuple[int, float]:
         folder = Path(name)
         (folder / "input").mkdir()
         write_input(folder / "input", users)
-        cost = run_measured([sys.executable, __file__, "--one", name, "--users", str(users)])
+        cost = run_measured([sys.executable, __file__, "--one", name])
     reports = json.loads(cost.output.splitlines()[-1])
     messages = reports["backfill"]["messages"]["stored"]
     assert messages == users * SESSIONS * TURNS, reports
