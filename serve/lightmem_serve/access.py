@@ -2,7 +2,7 @@
 
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Annotated
@@ -157,18 +157,19 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def current_caller(request: Request) -> Caller:
-    """The caller that the guard in front of all routes has found."""
+async def current_caller(request: Request) -> Caller:
+    """The caller that the guard in front of all routes has found. Like all that routes depend on it
+    is awaited: a plain function would be called in another thread, and be waited for."""
     return request.state.caller
 
 
 Asking = Annotated[Caller, Depends(current_caller)]
 
 
-def needs(scope: Scope) -> Callable[[Caller], None]:
+def needs(scope: Scope) -> Callable[[Caller], Awaitable[None]]:
     """A dependency of routes that only keys of this scope open."""
 
-    def check(caller: Asking) -> None:
+    async def check(caller: Asking) -> None:
         if not caller.may(scope):
             raise refused(403, f"this needs a key with the scope {scope}")
 

@@ -89,7 +89,7 @@ def create_app(server: Server, access: Access, public: frozenset[str] = PUBLIC) 
     return app
 
 
-def each_once(request: Request) -> None:
+async def each_once(request: Request) -> None:
     """Refuse a name that stands twice in a query: of two users only one can be meant."""
     names = [name for name, _ in request.query_params.multi_items()]
     if len(set(names)) < len(names):

@@ -149,7 +149,7 @@ async def searched(server: Server, query: Query) -> Searched:
     return found
 
 
-def current_server(request: Request) -> Server:
+async def current_server(request: Request) -> Server:
     return request.app.state.server
 
 

@@ -75,11 +75,11 @@ class Chat:
             await self.upstream.aclose()
 
 
-def current_chat(request: Request) -> Chat:
+async def current_chat(request: Request) -> Chat:
     return request.app.state.chat
 
 
-def current_model(chat: Annotated[Chat, Depends(current_chat)]) -> Upstream:
+async def current_model(chat: Annotated[Chat, Depends(current_chat)]) -> Upstream:
     if chat.upstream is None:
         raise refused(501, NO_MODEL)
     return chat.upstream

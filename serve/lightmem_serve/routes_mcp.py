@@ -94,7 +94,7 @@ class Tools:
             return _failed("a fault of the server: its log has more")
 
     async def _run(self, tool: Tool, given: BaseModel, request: Request) -> BaseModel:
-        caller = current_caller(request)
+        caller = await current_caller(request)
         if not caller.may(tool.scope):
             raise refused(403, f"this needs a key with the scope {tool.scope}")
         owner = owner_of(request.headers, caller)

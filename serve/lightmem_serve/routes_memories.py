@@ -41,7 +41,9 @@ reads, writes, rules = (Depends(needs(scope)) for scope in ("read", "write", "ad
 MemoryId = Annotated[str, Path(min_length=1, max_length=64)]
 
 
-def owned(user_id: Id | None = None, agent_id: Id | None = None, run_id: Id | None = None) -> Owned:
+async def owned(
+    user_id: Id | None = None, agent_id: Id | None = None, run_id: Id | None = None
+) -> Owned:
     """Whose memories a query string means."""
     return Owned(user_id=user_id, agent_id=agent_id, run_id=run_id)
 

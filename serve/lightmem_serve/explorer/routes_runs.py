@@ -18,7 +18,7 @@ PAGE = 100
 KINDS = ("backfill", "sleep", "retry", "undo", "reembed", "import", "erase", "online")
 
 
-def sees_runs(caller: Asking) -> None:
+async def sees_runs(caller: Asking) -> None:
     if not may_see_runs(caller):
         raise refused(403, "runs are shown to admin keys of the default tenant")
 
