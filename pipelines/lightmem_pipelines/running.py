@@ -109,5 +109,6 @@ def _resumed(
             f"{run.id} is a {run.kind} of {run.request}: resume it with the same, or start a new "
             "run, which skips what is stored"
         )
-    log.warning("going on with %s, which was interrupted", run.id)
+    was = run.status if run.status in ("planned", "done") else "interrupted"
+    log.warning("going on with %s, which was %s", run.id, was)
     return replace(run, status="running", report={})
