@@ -35,11 +35,11 @@ from lightmem_core.long_term.store import (
 )
 from lightmem_core.long_term.tables import (
     NEWER,
+    among,
     committed,
     insert_missing,
     made_once,
     of_users,
-    quoted,
     read,
     upsert,
 )
@@ -147,8 +147,8 @@ def remove_gone(old: Shard, new: Shard, confirm: Callable[[], None]) -> int:
         confirm()
         ids = gone[key].to_pylist()
         for start in range(0, len(ids), IDS_PER_FILTER):
-            some = ", ".join(map(quoted, ids[start : start + IDS_PER_FILTER]))
-            committed(other, partial(other.delete, f"{key} IN ({some})"))
+            some = among(key, ids[start : start + IDS_PER_FILTER])
+            committed(other, partial(other.delete, some))
         removed += len(ids)
     return removed
 

@@ -40,8 +40,7 @@ class UserMemory:
         came in: it does not count beside these."""
         if not self.waiting:
             return list(self.stored)
-        places = (place for e in self.stored for place in (*e.sources, *e.absorbed))
-        extracted = {place.message_id for place in places}
+        extracted = {id for entry in self.stored for id in entry.message_ids}
         waiting = (entry for entry in self.waiting if entry.id not in extracted)
         return sorted((*self.stored, *waiting), key=lambda entry: entry.order)
 

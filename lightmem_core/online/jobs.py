@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightmem_core.long_term.tables import (
+    among,
     committed,
     drop_versions,
     insert_missing,
@@ -227,8 +228,7 @@ class JobStore:
 
     def mark(self, lines: Sequence[Line], **values: Any) -> None:
         if lines:
-            ids = ", ".join(quoted(line.id) for line in lines)
-            self._update(f"id IN ({ids})", values)
+            self._update(among("id", [line.id for line in lines]), values)
 
     def forget(self, job_id: str, user_id: str | None = None) -> None:
         """Drop what a job holds, or holds of one user, but for what was wrong."""
