@@ -68,7 +68,7 @@ def check_all(server, mode):
 
 
 def test_what_routes_depend_on_is_awaited(server):
-    """A plain function would be called in another thread, at a tenth of a search's time."""
+    """A plain function would be called in another thread, and be waited for."""
 
     def calls(dependant):
         return [dependant.call, *(c for d in dependant.dependencies for c in calls(d))]
