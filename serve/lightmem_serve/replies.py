@@ -36,8 +36,10 @@ class StreamedReply(StreamingResponse):
             await super().stream_response(send)
         finally:
             with CancelScope(shield=True):
-                await self._keep()
-                await self.response.aclose()
+                try:
+                    await self._keep()
+                finally:
+                    await self.response.aclose()
 
     async def _passed_on(self) -> AsyncIterator[bytes]:
         rest = b""

@@ -71,6 +71,7 @@ class Chat:
         self.turns = Turns(self.server)
 
     async def aclose(self) -> None:
+        await self.turns.aclose()
         if self.upstream is not None:
             await self.upstream.aclose()
 

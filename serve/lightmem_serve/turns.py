@@ -6,10 +6,13 @@ it each time, or ask once more. Its messages carry that as metadata, so that it 
 restart of the server too.
 """
 
+import asyncio
 import json
 import logging
+from asyncio import Task
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +82,7 @@ class Turns:
 
     server: Server
     times: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    underway: set[Task[bool]] = field(default_factory=set)
 
     async def begin(self, owner: str, session: str, messages: Sequence[Message]) -> Turn:
         """The turn that a conversation has come to. Raise HTTPException if it cannot be stored."""
@@ -97,7 +101,18 @@ class Turns:
         return turn
 
     async def keep(self, turn: Turn, reply: str) -> bool:
-        """Store a turn; return whether it is. A reply is not lost because its turn is."""
+        """Store a turn; return whether it is. It is also stored when the caller is cancelled: what
+        is asked in a request's context Ray Serve would cancel together with the request."""
+        kept = asyncio.get_running_loop().create_task(self._keep(turn, reply), context=Context())
+        self.underway.add(kept)
+        kept.add_done_callback(self.underway.discard)
+        return await asyncio.shield(kept)
+
+    async def aclose(self) -> None:
+        """Wait for what is being stored."""
+        await asyncio.gather(*self.underway)
+
+    async def _keep(self, turn: Turn, reply: str) -> bool:
         reply = without_block(reply, "assistant")[: self.server.config.limits.characters]
         if not turn.said:
             return False

@@ -1,6 +1,9 @@
 """A chat through OpenAI's client: memories go in, turns come back, each once and nothing else."""
 
+import asyncio
 import time
+from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import yaml
 from lightmem_core import load_config
 from lightmem_serve.app import AppArgs
 from lightmem_serve.block import ABOUT, BEGIN, END, block_of, with_block, without_blocks
+from lightmem_serve.turns import Turns
 from lightmem_serve.upstream import Upstream
 
 PORTO = "I moved to Porto in May"
@@ -165,6 +169,37 @@ def test_a_client_that_leaves_loses_nothing_that_it_saw(server, chat, llm_endpoi
     assert found[0] == PORTO
     assert found[1].startswith(seen)
     assert not found[1].endswith("seven")
+
+
+def test_a_turn_is_stored_although_its_request_is_cancelled(server):
+    """As on Ray Serve, which also cancels whatever was asked in the request's context."""
+    of_request = ContextVar("of_request", default=False)
+
+    class Cancelling:
+        def __init__(self, writer: Any):
+            self.writer = writer
+
+        async def add(self, *given: Any) -> Any:
+            if of_request.get():
+                raise asyncio.CancelledError
+            asking.cancel()
+            await asyncio.sleep(0)
+            return await self.writer.add(*given)
+
+    async def leave() -> None:
+        nonlocal asking
+        backend = server.app.state.server
+        turns = Turns(replace(backend, writer=Cancelling(backend.writer)))
+        turn = await turns.begin("c-cancelled", "s", [said(PORTO)])
+        of_request.set(True)
+        asking = asyncio.ensure_future(turns.keep(turn, "Well."))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await turns.aclose()
+
+    asking: asyncio.Future[bool]
+    asyncio.run(leave())
+    assert stored(server, "c-cancelled") == [PORTO, "Well."]
 
 
 def test_what_was_put_in_never_comes_back(server, chat, llm_endpoint):
