@@ -157,13 +157,13 @@ class InputConfig(Model):
 class PipelinesConfig(Model):
     """How a run is spread over a machine or a cluster. `address` is Ray's; none starts a local
     Ray with `num_cpus` (none: all, at least 2) and `object_store_mib`, beyond which it spills to
-    disk. `committers` processes write, each to its share of the shards; a commit takes
-    `commit_buffers` buffers for each shard, and for 16 shards at most: what it takes is held.
+    disk. `committers` processes write, each to its share of the shards. A batch for them takes
+    `commit_buffers` buffers for each shard, for 16 at most, and an eighth of the object store.
     `sleep_gpus_per_task` is for users of 30,000 entries or more; `decide` is for an LLM."""
 
     address: str | None = None
     num_cpus: int | None = Field(default=None, ge=1)
-    object_store_mib: int = Field(default=128, ge=80)
+    object_store_mib: int = Field(default=80, ge=80)
     input: InputConfig = InputConfig()
     pools: tuple[Pool, ...] = (Pool(steps=STEPS),)
     committers: int = Field(default=2, gt=0)

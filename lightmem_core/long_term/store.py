@@ -218,8 +218,19 @@ class MemoryStore:
 
 def shard_number(user_id: str, shards: int) -> int:
     """The shard that holds a user."""
+    return _digest(user_id) % shards
+
+
+def part_number(user_id: str, shards: int, parts: int) -> int:
+    """The part of an input that holds a user, of so many in the order of the shards: a part holds
+    users of few shards, or of one."""
+    rest, shard = divmod(_digest(user_id), shards)
+    return int((shard + (rest & 0xFFFF) / 0x10000) * parts / shards)
+
+
+def _digest(user_id: str) -> int:
     digest = hashlib.blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % shards
+    return int.from_bytes(digest, "big")
 
 
 def read_manifest(database: DBConnection, name: str = MANIFEST) -> Manifest:

@@ -92,7 +92,7 @@ def _run(storing: Storing, request: BackfillRequest, files: Sequence[InputFile])
         storing.files.clear(kind)
     options = storing.config.pipelines.input
     reader = Reader(storing.files, storing.monitor, request.format, options.timezone)
-    histories = read_histories(files, reader, options.grouped)
+    histories = read_histories(files, reader, options.grouped, storing.store.shard_count)
     run_id = storing.files.run_id
 
     def admission(memory: MemoryConfig) -> Admission:

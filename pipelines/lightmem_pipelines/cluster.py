@@ -17,13 +17,15 @@ from lightmem_core.config import PipelinesConfig
 from lightmem_core.errors import ConfigError, LightMemError
 
 # Ray and its workers read these when they start. Idle workers would be stopped after a second and
-# started again, at seconds each: let them wait. And let memory that is freed go back to the system:
-# without that the peak at 10,000 users is higher by half. Only what is larger than 4 MiB is mapped
-# by itself: with a threshold for trimming alone, every product of a model would be, which makes its
-# forward passes a quarter slower.
+# started again, at seconds each: let them wait a little, but not for good, since each may come to
+# hold all of the object store. One worker spills and one restores: more are no faster here. And let
+# memory that is freed go back to the system: without that the peak at 10,000 users is higher by
+# half. Only what is larger than 4 MiB is mapped by itself: with a threshold for trimming alone,
+# every product of a model would be, which makes its forward passes a quarter slower.
 LOCAL_RAY = {
-    "RAY_idle_worker_killing_time_threshold_ms": "60000",
-    "RAY_num_workers_soft_limit": "12",
+    "RAY_idle_worker_killing_time_threshold_ms": "5000",
+    "RAY_num_workers_soft_limit": "2",
+    "RAY_max_io_workers": "1",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "2",
@@ -43,19 +45,29 @@ def ray_session(config: PipelinesConfig) -> Iterator[None]:
     check_room("pipelines.pools", CPU=cpus, GPU=gpus)
     for name in ("ray.data", "ray.data.progress"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    context = DataContext.get_current()
-    bars, context.enable_progress_bars = context.enable_progress_bars, False
-    context.print_on_execution_start = False
     try:
-        yield
+        with DataContext.current(_data_context(mine)):
+            yield
     except RayError as error:
         if (own := _own_error(error)) is not None:
             raise own from error
         raise
     finally:
-        context.enable_progress_bars = bars
         if mine:
             ray.shutdown()
+
+
+def _data_context(mine: bool) -> DataContext:
+    """How Ray Data works here. In a small object store of ours it deals in small blocks, of which
+    more are on their way than there is room for: the rest is spilled. With its own settings the
+    first task of a shuffle waits for a whole GiB, and steps for room that others hold."""
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    if mine:
+        context.override_object_store_memory_limit_fraction = 2.0
+        context.shuffle_input_batch_bytes = object_store() // 5
+        context.target_max_block_size = object_store() // 16
+    return context
 
 
 def _start(config: PipelinesConfig) -> None:
@@ -85,6 +97,12 @@ def check_room(section: str, **needed: float) -> None:
                 f"{section} need {amount:g} {name}s at least, but Ray has {there.get(name, 0):g}: "
                 f"lower their {name.lower()}s or actors"
             )
+
+
+def object_store() -> int:
+    """The bytes that the smallest object store of a node holds."""
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return min(int(node.get("object_store_memory", 0)) for node in nodes)
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
+from itertools import groupby
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -15,6 +17,7 @@ import ray.data
 from lightmem_core.errors import InputError
 from lightmem_core.formats import Rejected, detect_file, parse_file
 from lightmem_core.history import ordered_history
+from lightmem_core.long_term.store import part_number
 from lightmem_core.schema import from_table, to_table
 from lightmem_core.types import History, Message, stable_id
 from lightmem_pipelines.files import InputFile, RunFiles
@@ -24,6 +27,7 @@ BYTES_PER_PARTITION = 8 << 20
 UNPACKED = 5  # times as large as its file is what a packed one holds
 PACKED = (".gz", ".zst", ".parquet")
 MOST_PARTITIONS = 4_096  # of more than 32 GiB each is larger: the shuffle's own books must fit too
+PARTS = 4  # in a partition: which one a part falls into is chance, and several even that out
 ONE_USER_A_RECORD = {"locomo", "longmemeval"}
 # The columns that a source can fill; stages fill the others.
 INPUT_COLUMNS = [
@@ -41,9 +45,13 @@ class Reader:
     format: str | None = None
     timezone: str = "UTC"
 
-    def __call__(self, batch: Any) -> Iterator[pa.Table]:
+    def messages(self, batch: Any, shards: int, parts: int) -> Iterator[pa.Table]:
+        """Read files, and note of each message the part of the input that its user is in."""
         for path in batch["path"]:
-            yield from self._blocks(str(path))
+            for block in self._blocks(str(path)):
+                users = block["user_id"].to_pylist()
+                number = {user: part_number(user, shards, parts) for user in set(users)}
+                yield block.append_column("part", pa.array([number[user] for user in users]))
 
     def histories(self, batch: Any) -> Iterator[pa.Table]:
         """Read files in which the messages of each user stand together."""
@@ -152,19 +160,26 @@ class BadRows:
         self.held, self.portions = [], self.portions + 1
 
 
-def read_histories(files: Sequence[InputFile], reader: Reader, grouped: bool) -> ray.data.Dataset:
-    """A row per user, streamed. The messages are shuffled by user only where that is needed."""
+def read_histories(
+    files: Sequence[InputFile], reader: Reader, grouped: bool, shards: int
+) -> ray.data.Dataset:
+    """A row per user, streamed. The messages are shuffled by user only where that is needed: then
+    users whose shard is the same follow each other, and a commit writes to few shards."""
     paths = ray.data.from_items([{"path": f.path} for f in files], override_num_blocks=len(files))
     if grouped or all(_one_user_a_record(f, reader) for f in files):
         return paths.map_batches(reader.histories, batch_size=1, num_cpus=1)
-    messages = paths.map_batches(reader, batch_size=1, num_cpus=1)
     partitions = sum(map(_unpacked, files)) // BYTES_PER_PARTITION
-    users = messages.groupby("user_id", num_partitions=min(max(2, partitions), MOST_PARTITIONS))
-    return users.map_groups(_history, batch_format="pyarrow", num_cpus=1)
+    partitions = min(max(2, partitions), MOST_PARTITIONS)
+    placed = partial(reader.messages, shards=shards, parts=PARTS * partitions)
+    messages = paths.map_batches(placed, batch_size=1, num_cpus=1)
+    parts = messages.groupby("part", num_partitions=partitions)
+    return parts.map_groups(_histories, batch_format="pyarrow", num_cpus=1)
 
 
-def _history(group: pa.Table) -> pa.Table:
-    return to_table([ordered_history(from_table(group, Message))], History)
+def _histories(part: pa.Table) -> Iterator[pa.Table]:
+    by_user = part.sort_by("user_id")
+    for _, messages in groupby(from_table(by_user, Message), lambda m: m.user_id):
+        yield to_table([ordered_history(messages)], History)
 
 
 def _unpacked(file: InputFile) -> int:

@@ -95,7 +95,7 @@ def test_a_reader_that_is_made_to_wait_does_not_count_that(config, write_lines, 
     source = write_lines("in.jsonl", chats("ada", "ben"))
     monitor = start_monitor()
     reader = reading.Reader(RunFiles.of(config.memory.store, "run-1"), monitor)
-    for _ in reader({"path": [source]}):
+    for _ in reader.messages({"path": [source]}, shards=1, parts=1):
         time.sleep(0.5)
     progress = ray.get(monitor.read.remote())
     assert progress.rows["read"] == 30
@@ -107,9 +107,9 @@ def test_a_file_that_is_gone_when_it_is_read_is_an_error_that_says_what_to_do(co
     reader = reading.Reader(RunFiles.of(config.memory.store, "run-1"), start_monitor())
     told = r"gone.jsonl cannot be read: .*leave it out"
     with pytest.raises(InputError, match=told):
-        list(reader({"path": [gone.path]}))
+        list(reader.messages({"path": [gone.path]}, shards=1, parts=1))
     with pytest.raises(InputError, match=told):
-        reading.read_histories([gone], reader, grouped=False)
+        reading.read_histories([gone], reader, grouped=False, shards=1)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.zst", "a.parquet"])
