@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from lightmem_core.encoders.batching import batch_budget, length_batches
+from lightmem_core.encoders.compiled import check_openvino, load_compiled
 from lightmem_core.encoders.loading import check_dtype, load_model
 
 if TYPE_CHECKING:
@@ -44,6 +45,30 @@ class Launched:
         return [flat[start : start + length] for start, length in self.places]
 
 
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """How a model is computed: in float32 or bfloat16, on a device of torch, in batches of at most
+    so many tokens, by torch or (on a CPU) by openvino. Raise ValueError for what cannot be."""
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    batch_tokens: int | None = None
+    runtime: str = "torch"
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+        batch_budget(self.device, self.batch_tokens)
+        if self.runtime not in ("torch", "openvino"):
+            raise ValueError(f"runtime must be torch or openvino, got {self.runtime!r}")
+        if self.runtime == "openvino":
+            check_openvino(self.device)
+
+    def load(self, model: str) -> Any:
+        if self.runtime == "openvino":
+            return load_compiled(model, self.dtype)
+        return load_model(model, self.dtype, self.device)
+
+
 class Forward:
     """One value per token: `score` makes them, float (B, L), of a model, ids and mask (B, L).
 
@@ -51,23 +76,14 @@ class Forward:
     are loaded when they are first needed.
     """
 
-    def __init__(
-        self,
-        model: str,
-        score: Score,
-        *,
-        dtype: str = "float32",
-        device: str = "cpu",
-        batch_tokens: int | None = None,
-    ):
-        check_dtype(dtype)
-        self.name, self.score, self.dtype, self.device = model, score, dtype, device
-        self.budget = batch_budget(device, batch_tokens)
+    def __init__(self, model: str, score: Score, compute: Compute):
+        self.name, self.score, self.compute = model, score, compute
+        self.budget = batch_budget(compute.device, compute.batch_tokens)
         self.read = self.padded = 0
 
     @cached_property
     def model(self) -> Any:
-        return load_model(self.name, self.dtype, self.device)
+        return self.compute.load(self.name)
 
     def launch(self, rows: Sequence[np.ndarray], pad: int, alone: bool = False) -> Launched:
         """Queue rows of token ids; `alone` gives each row a batch of its own."""
@@ -99,7 +115,7 @@ class Forward:
         anew."""
         values = launched.values()
         outcome, doubtful = judge(values)
-        if self.dtype != "float32" or not len(doubtful):
+        if self.compute.dtype != "float32" or not len(doubtful):
             return outcome
         again = self.launch([rows[row] for row in doubtful], pad, alone=True)
         for row, of_row in zip(doubtful, again.values(), strict=True):
@@ -110,7 +126,7 @@ class Forward:
         ids, mask = padded(rows, pad), padded([np.ones(len(row)) for row in rows], 0)
         self.read += int(mask.sum())
         self.padded += mask.size
-        return sent(ids, self.device), sent(mask, self.device)
+        return sent(ids, self.compute.device), sent(mask, self.compute.device)
 
     def _returning(self, found: list[torch.Tensor], places: list[tuple[int, int]]) -> Launched:
         import torch

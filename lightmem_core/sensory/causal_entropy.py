@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import regex
 
-from lightmem_core.encoders.forward import Forward, Launched, each_once
+from lightmem_core.encoders.forward import Compute, Forward, Launched, each_once
 from lightmem_core.encoders.loading import (
     config_with_head,
     load_tokenizer,
@@ -87,9 +87,7 @@ class CausalEntropyCompressor:
                 f"window {window} leaves no room beside a prefix of {len(self.prefix)}"
             )
         self.pad = special_id(roles, "pad", "eos", "unk") or 0
-        self.forward = Forward(
-            model, Surprisal(), dtype=dtype, device=device, batch_tokens=batch_tokens
-        )
+        self.forward = Forward(model, Surprisal(), Compute(dtype, device, batch_tokens))
 
     def _prefix(self, roles: Any, text: str | None) -> list[int]:
         opening = special_id(roles, "bos", "cls", "eos")

@@ -51,10 +51,15 @@ class JointSegmenter(AttentionSegmenter):
                 "one pass for both takes neither mode similarity nor force_tokens that are no "
                 "single token: use the segmenter attention"
             )
-        forward = compressor.forward
+        compute = compressor.forward.compute
+        if compute.runtime != "torch":
+            raise ValueError(
+                f"one pass for both needs the attention, which {compute.runtime} does not give: "
+                "set the compressor's runtime to torch"
+            )
         super().__init__(
-            mode=mode, tau=tau, capacity=capacity, model=forward.name, layers=layers,
-            dtype=forward.dtype, device=forward.device, tokenizer=tokenizer, embedder=embedder,
+            mode=mode, tau=tau, capacity=capacity, model=compressor.forward.name, layers=layers,
+            dtype=compute.dtype, device=compute.device, tokenizer=tokenizer, embedder=embedder,
         )  # fmt: skip
         self.compressor = compressor
 
@@ -122,7 +127,7 @@ class _JointReading(SessionReading):
         if self.compressor.rate == 1:
             return list(self.reading.texts)
         kept, doubtful = self.compressor._judge(self.reading, self._values())
-        if doubtful and self.compressor.forward.dtype == "float32":
+        if doubtful and self.compressor.forward.compute.dtype == "float32":
             texts = {self.reading.windows[window].text for window in doubtful}
             for span in {self.read_in[text] for text in texts & self.retained.keys()}:
                 self._keep(span, self._read([span])[0][0])

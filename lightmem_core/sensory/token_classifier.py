@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightmem_core.encoders.forward import Forward, Launched, each_once
+from lightmem_core.encoders.forward import Compute, Forward, Launched, each_once
 from lightmem_core.encoders.loading import config_with_head
 from lightmem_core.protocols import Tokenizer
 from lightmem_core.sensory.consecutive import repeats, without_repeats
@@ -34,7 +34,8 @@ class TokenClassifierCompressor:
     `model` is a folder or hub name of any token-classification model with two labels. A word stays
     if its probability is above the quantile of its window's tokens; `rules` are those of `Rules`.
     What the vocabulary lacks the model cannot judge: it stays. With `dtype` float32 the outcome for
-    a text does not depend on the texts beside it; bfloat16 is faster.
+    a text does not depend on the texts beside it; bfloat16 is faster. `runtime` openvino is another
+    way to compute on a CPU.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class TokenClassifierCompressor:
         dtype: str = "float32",
         device: str = "cpu",
         batch_tokens: int | None = None,
+        runtime: str = "torch",
         **rules: Any,
     ):
         check_rate(rate)
@@ -54,9 +56,8 @@ class TokenClassifierCompressor:
             raise ValueError(f"{model} has {labels} labels: {WANTED}")
         self.rate, self.rules = rate, Rules.of(rules)
         self.reader = Reader(model, tokenizer, self.rules)
-        self.forward = Forward(
-            model, self._retention, dtype=dtype, device=device, batch_tokens=batch_tokens
-        )
+        compute = Compute(dtype, device, batch_tokens, runtime)
+        self.forward = Forward(model, self._retention, compute)
 
     def compress(self, texts: Sequence[str]) -> list[str]:
         if self.rate == 1:

@@ -60,8 +60,10 @@ def cpu_seconds(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - started, result
 
 
-def compressor(model: str, counter: Counter, dtype: str) -> TokenClassifierCompressor:
-    made = TokenClassifierCompressor(counter, model, RATE, dtype=dtype, **SAME)
+def compressor(
+    model: str, counter: Counter, dtype: str, runtime: str = "torch"
+) -> TokenClassifierCompressor:
+    made = TokenClassifierCompressor(counter, model, RATE, dtype=dtype, runtime=runtime, **SAME)
     made.compress(["The weights are loaded, and memory is warm."])
     made.forward.read = made.forward.padded = 0
     return made
@@ -118,11 +120,17 @@ def measure(size: Size, texts: Sequence[str], folder: str) -> None:
         padding = 1 - made.forward.read / made.forward.padded
         table.line(f"ours, {dtype}", dtype, sum(tokens), spent, padding)
 
+    by_openvino = compressor(model, counter, "bfloat16", "openvino")
+    spent, found["openvino"] = cpu_seconds(lambda: by_openvino.compress(many))
+    table.line("ours, bfloat16, openvino", "bfloat16", sum(tokens), spent, padding)
+
     print(f"llmlingua's texts with and without padding, the same: {same(padded, theirs[:slow])}")
     print(f"float32, the same text as llmlingua's: {same(found['float32'][:some], theirs)}")
-    a, b = (decisions(made, many) for made in ours.values())
-    print(f"bfloat16 against float32: {(a & b).sum() / a.sum():.2%} of the words kept, "
-          f"the same text: {same(*found.values())}")  # fmt: skip
+    exact = decisions(ours["float32"], many)
+    for name, made in (("bfloat16", ours["bfloat16"]), ("openvino", by_openvino)):
+        kept = (exact & decisions(made, many)).sum() / exact.sum()
+        alike = same(found["float32"], found[name])
+        print(f"{name} against float32: {kept:.2%} of the words kept, the same text: {alike}")
 
 
 def same(texts: Sequence[str], others: Sequence[str]) -> str:

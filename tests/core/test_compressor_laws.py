@@ -16,8 +16,8 @@ from lightmem_core.sensory.compress import NoCompressor
 from lightmem_core.sensory.self_information import SelfInformationCompressor
 from lightmem_core.sensory.token_classifier import TokenClassifierCompressor
 
-KINDS = ("none", "self-information", "bert", "xlm-r", "gpt", "llama", "bert-lm")
-EXACT = ("bert", "xlm-r", "gpt", "llama", "bert-lm")
+EXACT = ("bert", "bert openvino", "xlm-r", "gpt", "llama", "bert-lm")
+KINDS = ("none", "self-information", *EXACT)
 hard = runpy.run_path(str(Path(__file__).with_name("hard_messages.py")))
 HARD, LONG, TALK, MESSAGES = (hard[name] for name in ("HARD", "LONG", "TALK", "MESSAGES"))
 is_part = hard["is_part"]
@@ -38,8 +38,10 @@ def made(tiny_model: Callable[[str], str]) -> Callable[..., Compressor]:
             return NoCompressor()
         if kind == "self-information":
             return SelfInformationCompressor(WordTokenizer(), rate, ("en", "de"))
-        if kind in ("bert", "xlm-r"):
-            return TokenClassifierCompressor(WordTokenizer(), tiny_model(kind), rate)
+        name, _, runtime = kind.partition(" ")
+        if name in ("bert", "xlm-r"):
+            options = {"runtime": runtime} if runtime else {}
+            return TokenClassifierCompressor(WordTokenizer(), tiny_model(name), rate, **options)
         return CausalEntropyCompressor(WordTokenizer(), tiny_model(kind), rate)
 
     return make

@@ -21,6 +21,7 @@ from lightmem_core.encoders.hashing import WordTokenizer
 from lightmem_core.encoders.loading import load_model
 from lightmem_core.encoders.minilm import packaged_model
 from lightmem_core.errors import ConfigError
+from lightmem_core.sensory.joint import JointSegmenter
 from lightmem_core.sensory.token_classifier import TokenClassifierCompressor
 
 CONVENTIONS = ("bert", "xlm-r")
@@ -232,6 +233,29 @@ def test_bfloat16_keeps_nearly_the_same_words(model: str):
     )
     pairs = [(set(a.split()), set(b.split())) for a, b in zip(exact, fast, strict=True)]
     assert sum(len(a & b) for a, b in pairs) >= 0.9 * sum(len(a | b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("forced", [[], ["live now", "?"]])
+def test_openvino_keeps_the_words_that_torch_keeps(model: str, forced: list[str]):
+    texts = [" ".join(KNOWN[i:] + KNOWN[:i]) for i in range(len(KNOWN))]
+    torch, openvino, fast = (
+        compressor(model, 0.6, force_tokens=forced, runtime=runtime, dtype=dtype).compress(texts)
+        for runtime, dtype in (
+            ("torch", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")
+        )
+    )  # fmt: skip
+    assert openvino == torch
+    pairs = [(set(a.split()), set(b.split())) for a, b in zip(torch, fast, strict=True)]
+    assert sum(len(a & b) for a, b in pairs) >= 0.9 * sum(len(a | b) for a, b in pairs)
+
+
+def test_what_openvino_cannot_do_is_refused(model: str):
+    with pytest.raises(ValueError, match="runtime must be torch or openvino, got 'onnx'"):
+        compressor(model, runtime="onnx")
+    with pytest.raises(ValueError, match="computes on the cpu: it does not take device cuda"):
+        compressor(model, runtime="openvino", device="cuda")
+    with pytest.raises(ValueError, match="needs the attention, which openvino does not give"):
+        JointSegmenter(compressor(model, runtime="openvino"))
 
 
 def test_one_process_holds_one_copy_of_a_model(model: str):
