@@ -29,8 +29,11 @@ OF_A_RUN = {"run_id", "stored_at", "changed_by", "changed_at", "replaced_by", "r
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """With this folder's parts to be had by import path, here and in every process of Ray."""
+    """With this folder's parts to be had by import path, here and in every process of Ray, whose
+    idle workers wait for the next test."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_num_workers_soft_limit", "12")
+        patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "60000")
         patch.syspath_prepend(str(HERE))
         patch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
         with ray_session(load_config(FAKES).pipelines.model_copy(update={"num_cpus": 2})):
