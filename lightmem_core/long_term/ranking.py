@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from lightmem_core.long_term.embed import vectors_of
 from lightmem_core.long_term.render import day
 from lightmem_core.types import Entry
 
-SAMPLE = 2_000  # different words of a user from which their language is told
+SAMPLE = 400  # of a user's different words, from all of their time, tell their language
 STEMMERS = {
     "en": "english",
     "de": "german",
@@ -125,8 +125,9 @@ class UserIndex:
         """Fill the postings: per term the entries that hold it, with BM25's tf over length norm."""
         lines = [_line(entry) for entry in self.entries]
         said, spoken = _numbered(lines)
-        self._language = self.model.language_of(list(islice(said, SAMPLE)))
-        terms = list(map(_terms, said, repeat(self._language)))
+        words_said = list(said)
+        self._language = self.model.language_of(words_said[:: max(len(said) // SAMPLE, 1)])
+        terms = list(map(_terms, words_said, repeat(self._language)))
         vocabulary, meant = _numbered(terms)
         flat, each = _joined(meant, _lengths(terms), spoken)
         row = np.repeat(np.repeat(np.arange(len(lines)), _lengths(lines)), each)

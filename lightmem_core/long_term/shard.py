@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -184,19 +185,20 @@ class Shard:
             places |= dict(zip(ids, zip(runs, sources, strict=True), strict=True))
         return places
 
-    def entries_of(self, user_ids: Sequence[str], tombstones: bool = False) -> list[Entry]:
-        """Entries with their vectors, by user and in their order."""
+    def entries_of(
+        self, user_ids: Sequence[str], tombstones: bool = False, version: int = 0
+    ) -> list[Entry]:
+        """Entries with their vectors, by user and in their order: as of a `version` of the table
+        that was just the newest, or else as they are."""
         where = of_users(user_ids) + ("" if tombstones else " AND superseded_by = ''")
-        rows = twice(
-            lambda: self._latest_entries().to_table(filter=where, late_materialization=False),
-            self._forget_reader,
-        )
+        versions = chain([version], repeat(0))
+        rows = twice(lambda: self._rows_at(next(versions), where), self._forget_reader)
         return sorted(from_table(rows, Entry), key=lambda e: (e.user_id, e.order))
 
-    def _latest_entries(self) -> LanceDataset:
-        """The entries as a dataset, which hands over a user's rows in a third of the time that a
-        query of the table takes."""
-        version, reader = self.entries.version, self.reader
+    def _rows_at(self, version: int, where: str) -> pa.Table:
+        """Rows of a version of the entries, 0 for the newest. A dataset hands over a user's in a
+        third of the time that a query of the table takes."""
+        version, reader = version or self.entries.version, self.reader
         if reader is None:
             reader = self.entries.to_lance(
                 index_cache_size_bytes=READER_CACHE_BYTES,
@@ -205,7 +207,7 @@ class Shard:
         if reader.version != version:
             reader = reader.checkout_version(version)
         self.reader = reader
-        return reader
+        return reader.to_table(filter=where, late_materialization=False)
 
     def _forget_reader(self) -> None:
         self.reader = None

@@ -75,7 +75,8 @@ class WarmUsers:
         self._forget_before(shard.number, commits.everybody)
         held = self._held.get(user_id)
         if held is None or held.version < touched:
-            held = UserMemory(version, shard.entries_of([user_id], tombstones=True), waiting)
+            stored = shard.entries_of([user_id], tombstones=True, version=version)
+            held = UserMemory(version, stored, waiting)
         elif list(held.waiting) != list(waiting):  # the same objects while nothing changed
             held = UserMemory(held.version, held.stored, waiting)
         self._keep(user_id, held)
