@@ -78,7 +78,7 @@ def _compiled(source: Any, dtype: str) -> Any:
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0  # a batch without padding would be traced without its mask
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of what is so for every batch
+        warnings.simplefilter("ignore")  # tracing warns of what is the same for every batch
         converted = openvino.convert_model(Logits().eval(), example_input=(ids, mask))
     settings = {
         "INFERENCE_PRECISION_HINT": PRECISION[dtype],

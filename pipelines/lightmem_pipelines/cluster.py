@@ -32,6 +32,7 @@ LOCAL_RAY = {
     "MALLOC_TRIM_THRESHOLD_": "1048576",
     "MALLOC_MMAP_THRESHOLD_": "4194304",
 }
+SMALL = 1 << 30  # bytes of an object store, for which Ray Data's own settings are too large
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def ray_session(config: PipelinesConfig) -> Iterator[None]:
     for name in ("ray.data", "ray.data.progress"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with DataContext.current(_data_context(mine)):
+        with DataContext.current(_data_context()):
             yield
     except RayError as error:
         if (own := _own_error(error)) is not None:
@@ -57,16 +58,16 @@ def ray_session(config: PipelinesConfig) -> Iterator[None]:
             ray.shutdown()
 
 
-def _data_context(mine: bool) -> DataContext:
-    """How Ray Data works here. In a small object store of ours it deals in small blocks, of which
-    more are on their way than there is room for: the rest is spilled. With its own settings the
-    first task of a shuffle waits for a whole GiB, and steps for room that others hold."""
-    context = DataContext.get_current().copy()
+def _data_context() -> DataContext:
+    """How Ray Data works here. In small object stores it deals in small blocks, of which more are
+    on their way than there is room for: the rest is spilled. By its own settings the first task of
+    a shuffle waits for a whole GiB, and steps wait for room that others hold."""
+    context, room = DataContext.get_current().copy(), object_store()
     context.enable_progress_bars = context.print_on_execution_start = False
-    if mine:
+    if room < SMALL:
         context.override_object_store_memory_limit_fraction = 2.0
-        context.shuffle_input_batch_bytes = object_store() // 5
-        context.target_max_block_size = object_store() // 16
+        context.shuffle_input_batch_bytes = room // 5
+        context.target_max_block_size = room // 16
     return context
 
 
