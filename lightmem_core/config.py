@@ -158,7 +158,7 @@ class PipelinesConfig(Model):
     """How a run is spread over a machine or a cluster. `address` is Ray's; none starts a local
     Ray with `num_cpus` (none: all, at least 2) and `object_store_mib`, beyond which it spills to
     disk. `committers` processes write, each to its share of the shards. A batch for them takes
-    `commit_buffers` buffers for each shard, for 16 at most, and an eighth of the object store.
+    `commit_buffers` buffers for each of 16 shards, but at most an eighth of an object store.
     `sleep_gpus_per_task` is for users of 30,000 entries or more; `decide` is for an LLM."""
 
     address: str | None = None

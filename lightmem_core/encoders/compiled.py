@@ -6,6 +6,7 @@ import sys
 import warnings
 from functools import cache
 from importlib.util import find_spec
+from threading import Lock
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -35,19 +36,22 @@ def load_compiled(model: str, dtype: str) -> Compiled:
 
 class Compiled:
     """Stands for a model with a head of transformers, on the CPU: takes ids and mask, int64 (B, L),
-    and gives the logits. It is compiled at the first call, in a few seconds."""
+    and gives the logits. It is compiled at the first call, in seconds, and is in memory beside its
+    source."""
 
     def __init__(self, source: Any, dtype: str):
         self.source, self.dtype = source, dtype
         self._compiled: Any = None
         self._rows = 0
+        self._lock = Lock()
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         import torch
 
-        rows = self.get_input_embeddings().num_embeddings
-        if rows != self._rows:
-            self._compiled, self._rows = _compiled(self.source, self.dtype), rows
+        with self._lock:
+            rows = self.get_input_embeddings().num_embeddings
+            if rows != self._rows:
+                self._compiled, self._rows = _compiled(self.source, self.dtype), rows
         request = self._compiled.create_infer_request()  # its own: threads may call at once
         request.infer([input_ids.numpy(), attention_mask.numpy()], share_inputs=True)
         logits = np.array(request.get_output_tensor(0).data)
@@ -74,14 +78,37 @@ def _compiled(source: Any, dtype: str) -> Any:
         def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             return self.source(input_ids=ids, attention_mask=mask).logits
 
-    ids = torch.ones((2, 8), dtype=torch.int64)
-    mask = torch.ones_like(ids)
-    mask[1, 5:] = 0  # a batch without padding would be traced without its mask
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        warnings.simplefilter("ignore")  # tracing warns of what is the same for every batch
-        converted = openvino.convert_model(Logits().eval(), example_input=(ids, mask))
+        warnings.simplefilter("ignore")  # of what tracing makes a constant: _check sees to that
+        converted = openvino.convert_model(Logits().eval(), example_input=_example(2, 8))
+    core, exact = openvino.Core(), {"INFERENCE_PRECISION_HINT": "f32"}
+    _check(core.compile_model(converted, "CPU", exact), source)
     settings = {
         "INFERENCE_PRECISION_HINT": PRECISION[dtype],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # every process would pin its threads to the same cores
     }
-    return openvino.Core().compile_model(converted, "CPU", settings)
+    return core.compile_model(converted, "CPU", settings)
+
+
+def _example(rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask with some padding: without any a batch would be traced without its mask."""
+    import torch
+
+    ids = torch.arange(rows * tokens).reshape(rows, tokens) % 7 + 3
+    mask = torch.ones_like(ids)
+    mask[-1, tokens // 2 :] = 0
+    return ids, mask
+
+
+def _check(compiled: Any, source: Any) -> None:
+    """Raise ValueError if a batch of another shape than the traced one comes out different."""
+    import torch
+
+    ids, mask = _example(3, 21)
+    with torch.inference_mode():
+        wanted = source(input_ids=ids, attention_mask=mask).logits.numpy()
+    found = compiled([ids.numpy(), mask.numpy()])[0]
+    read = mask.numpy() == 1
+    if not np.allclose(found[read], wanted[read], atol=1e-3):
+        raise ValueError("OpenVINO cannot compute this model: set runtime to torch")

@@ -22,7 +22,7 @@ from lightmem_core.long_term.embed import vectors_of
 from lightmem_core.long_term.render import day
 from lightmem_core.types import Entry
 
-SAMPLE = 400  # of a user's different words, from all of their time, tell their language
+SAMPLE = 400  # of a user's different words, from all of their time, at most tell their language
 STEMMERS = {
     "en": "english",
     "de": "german",
@@ -126,7 +126,7 @@ class UserIndex:
         lines = [_line(entry) for entry in self.entries]
         said, spoken = _numbered(lines)
         words_said = list(said)
-        self._language = self.model.language_of(words_said[:: max(len(said) // SAMPLE, 1)])
+        self._language = self.model.language_of(words_said[:: len(said) // SAMPLE + 1])
         terms = list(map(_terms, words_said, repeat(self._language)))
         vocabulary, meant = _numbered(terms)
         flat, each = _joined(meant, _lengths(terms), spoken)

@@ -32,7 +32,7 @@ LOCAL_RAY = {
     "MALLOC_TRIM_THRESHOLD_": "1048576",
     "MALLOC_MMAP_THRESHOLD_": "4194304",
 }
-SMALL = 1 << 30  # bytes of an object store, for which Ray Data's own settings are too large
+SMALL = 1 << 30  # bytes of an object store, below which Ray Data would wait for room in it
 
 
 @contextmanager
@@ -62,12 +62,12 @@ def _data_context() -> DataContext:
     """How Ray Data works here. In small object stores it deals in small blocks, of which more are
     on their way than there is room for: the rest is spilled. By its own settings the first task of
     a shuffle waits for a whole GiB, and steps wait for room that others hold."""
-    context, room = DataContext.get_current().copy(), object_store()
+    context, rooms = DataContext.get_current().copy(), object_stores()
     context.enable_progress_bars = context.print_on_execution_start = False
-    if room < SMALL:
+    context.shuffle_input_batch_bytes = min(context.shuffle_input_batch_bytes, min(rooms) // 5)
+    if max(rooms) < SMALL:
         context.override_object_store_memory_limit_fraction = 2.0
-        context.shuffle_input_batch_bytes = room // 5
-        context.target_max_block_size = room // 16
+        context.target_max_block_size = min(rooms) // 16
     return context
 
 
@@ -100,10 +100,11 @@ def check_room(section: str, **needed: float) -> None:
             )
 
 
-def object_store() -> int:
-    """The bytes that the smallest object store of a node holds."""
-    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    return min(int(node.get("object_store_memory", 0)) for node in nodes)
+def object_stores() -> list[int]:
+    """The bytes that the object store of each node holds on which something can run."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    running = [node for node in nodes if node.get("CPU")] or nodes
+    return [int(node["object_store_memory"]) for node in running]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel, shard_number
 from lightmem_core.types import History
 
-RECYCLE_AFTER = 100  # commits: a process that writes to the store never gives all memory back
+RECYCLE_AFTER = 25_000  # buffers: a process that writes to the store never gives all memory back
 RETRIES = 20  # of a call whose committer dies: a restart is no reason to fail, a deadly call is
 
 
@@ -57,7 +57,7 @@ class Committer:
         self.place = (config, model)
         self.store: MemoryStore | None = None
         self.opened: dict[int, Shard] = {}
-        self.commits = 0
+        self.written = 0
 
     def shard(self, number: int) -> Shard:
         if number not in self.opened:
@@ -66,9 +66,9 @@ class Committer:
         return self.opened[number]
 
     def insert(self, number: int, extracted: pa.Table, run_id: str, varies: bool) -> int:
-        if self.commits == RECYCLE_AFTER:
+        if self.written >= RECYCLE_AFTER:
             os._exit(0)  # Ray starts a fresh process and repeats this call in it
-        self.commits += 1
+        self.written += len(extracted)
         return self.shard(number).insert(extracted, run_id, varies)
 
     def apply(self, number: int, change: Callable[[Shard], Any]) -> Any:

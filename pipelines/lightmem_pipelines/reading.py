@@ -27,7 +27,7 @@ BYTES_PER_PARTITION = 8 << 20
 UNPACKED = 5  # times as large as its file is what a packed one holds
 PACKED = (".gz", ".zst", ".parquet")
 MOST_PARTITIONS = 4_096  # of more than 32 GiB each is larger: the shuffle's own books must fit too
-PARTS = 4  # in a partition: which one a part falls into is chance, and several even that out
+PARTS = 8  # in a partition: which one a part falls into is chance, and several even that out
 ONE_USER_A_RECORD = {"locomo", "longmemeval"}
 # The columns that a source can fill; stages fill the others.
 INPUT_COLUMNS = [

@@ -31,11 +31,13 @@ from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import Manifest, MemoryStore, VectorModel, connect
 from lightmem_core.long_term.upkeep import COMPACT_AFTER
 from lightmem_pipelines.cluster import ray_session
-from lightmem_pipelines.commit import RECYCLE_AFTER, RETRIES
+from lightmem_pipelines.commit import RETRIES
 from lightmem_pipelines.durations import duration
 from lightmem_pipelines.monitor import Progress, shown, start_monitor
 from lightmem_pipelines.running import running
 
+RECYCLE_AFTER = 100  # commits, as in a backfill's committers
+RECYCLE_AFTER = 100  # commits: a process that writes to the store never gives all memory back
 PASSES = 10  # at most before the switch: where writers are always at work, none finds nothing
 
 

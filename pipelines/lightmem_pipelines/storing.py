@@ -14,7 +14,7 @@ from lightmem_core import factory
 from lightmem_core.config import Config, Pool
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_pipelines.budget import Budget
-from lightmem_pipelines.cluster import object_store
+from lightmem_pipelines.cluster import object_stores
 from lightmem_pipelines.commit import Commit, Committers
 from lightmem_pipelines.files import RunFiles
 from lightmem_pipelines.monitor import check_stopped, shown, start_monitor
@@ -22,8 +22,8 @@ from lightmem_pipelines.operators import Step, Work, apply
 from lightmem_pipelines.replies import RunReplies, shared_out, usage
 
 SHARDS_A_COMMIT = 16  # so many shards get their full share of a batch: it is held in memory
-BUFFER_BYTES = 40_000  # about what a buffer's messages and entries take, with their vectors
 STORE_SHARE = 8  # a batch takes an eighth of an object store: other steps want room in it, too
+ENTRY_TOKENS, ENTRY_BYTES = 25, 500  # of a buffer and of an entry with its messages, about
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class Storing:
             batch_size=self._buffers_a_batch(),
             batch_format="pyarrow",
             num_cpus=0.1,
+            # Each is a process that holds a batch, which mostly is of two shards.
             compute=ray.data.TaskPoolStrategy(size=max(1, len(committers.actors) // 2)),
         )
         with shown(self.monitor, line, line is not None):
@@ -79,7 +80,9 @@ class Storing:
 
     def _buffers_a_batch(self) -> int:
         wanted = self.config.pipelines.commit_buffers * min(self.store.shard_count, SHARDS_A_COMMIT)
-        return max(1, min(wanted, object_store() // STORE_SHARE // BUFFER_BYTES))
+        entries = self.config.memory.buffer_tokens / ENTRY_TOKENS
+        each = entries * (ENTRY_BYTES + 4 * self.store.model.dim)
+        return max(1, min(wanted, int(min(object_stores()) / STORE_SHARE / each)))
 
     def _through(
         self,

@@ -105,12 +105,18 @@ class Turns:
         is asked in a request's context Ray Serve would cancel together with the request."""
         kept = asyncio.get_running_loop().create_task(self._keep(turn, reply), context=Context())
         self.underway.add(kept)
-        kept.add_done_callback(self.underway.discard)
+        kept.add_done_callback(self._ended)
         return await asyncio.shield(kept)
 
     async def aclose(self) -> None:
         """Wait for what is being stored."""
-        await asyncio.gather(*self.underway)
+        await asyncio.gather(*self.underway, return_exceptions=True)
+
+    def _ended(self, kept: Task[bool]) -> None:
+        """Nobody may be there any more who would be told of an error."""
+        self.underway.discard(kept)
+        if not kept.cancelled() and (error := kept.exception()) is not None:
+            log.error("a turn of a chat is not stored", exc_info=error)
 
     async def _keep(self, turn: Turn, reply: str) -> bool:
         reply = without_block(reply, "assistant")[: self.server.config.limits.characters]

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from lightmem_core.long_term import store as store_module
 from lightmem_core.long_term.provenance import provenance
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.shard import Shard
-from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_core.long_term.store import MemoryStore, VectorModel, part_number, shard_number
 from lightmem_core.long_term.tables import small_fragments, unindexed_fragments
 from lightmem_core.long_term.upkeep import COMPACT_AFTER, INDEX_AFTER
 from lightmem_core.schema import to_table
@@ -343,6 +344,31 @@ def test_every_user_is_in_exactly_one_shard(tmp_path: Path, put: Callable[..., E
     assert [sorted({*s.entries.to_arrow()["user_id"].to_pylist()}) for s in store.shards] == [
         groups[n][:1] for n in range(4)
     ]
+
+
+@pytest.mark.parametrize("shards", [1, 3, 8, 64])
+@pytest.mark.parametrize("parts", [1, 16, 1_000])
+def test_the_parts_of_an_input_lie_in_the_order_of_the_shards(shards: int, parts: int):
+    users = [f"user {number}" for number in range(3_000)]
+    places = [(part_number(u, shards, parts), shard_number(u, shards)) for u in users]
+    assert [shard for _, shard in sorted(places)] == sorted(shard for _, shard in places)
+    sizes = np.bincount([part for part, _ in places], minlength=parts)
+    assert len(sizes) == parts
+    assert sizes.max() < 2 * len(users) / parts + 20
+
+
+def test_entries_are_read_as_of_a_version_and_as_they_are_where_that_is_gone(
+    store: MemoryStore, put: Callable[..., Extracted]
+):
+    shard = store.shards[0]
+    put(shard, "first")
+    seen = shard.entries.version
+    put(shard, "second", start=1)
+    assert [e.text for e in shard.entries_of(["ada"], version=seen)] == ["first"]
+    assert texts(shard) == ["first", "second"]
+    for fresh in (shard, store.shard(0)):
+        fresh.entries.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
+        assert [e.text for e in fresh.entries_of(["ada"], version=seen)] == ["first", "second"]
 
 
 def test_the_entries_of_a_user_of_any_size_are_all_read(

@@ -202,6 +202,25 @@ def test_a_turn_is_stored_although_its_request_is_cancelled(server):
     assert stored(server, "c-cancelled") == [PORTO, "Well."]
 
 
+def test_a_turn_that_cannot_be_stored_is_told_of_though_nobody_waits(server, caplog):
+    class Failing:
+        async def add(self, *given: Any) -> Any:
+            await asyncio.sleep(0.01)
+            raise RuntimeError("the disk is full")
+
+    async def leave() -> None:
+        turns = Turns(replace(server.app.state.server, writer=Failing()))
+        turn = await turns.begin("c-failed", "s", [said(PORTO)])
+        asking = asyncio.ensure_future(turns.keep(turn, "Well."))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await turns.aclose()
+
+    asyncio.run(leave())
+    assert "a turn of a chat is not stored" in caplog.text
+    assert "the disk is full" in caplog.text
+
+
 def test_what_was_put_in_never_comes_back(server, chat, llm_endpoint):
     llm_endpoint.plan(says=f"{LEAK} Hello {LEAK[: -len(END)]}")
     server.say("c-leak", PORTO)
