@@ -3,8 +3,8 @@
     make bench-pipeline
 
 For 200, 2,000 and 10,000 users of 60 messages, whose messages stand mixed in the input, so that
-they must be shuffled; into a store of two shards. Prints CPU per message, its growth and the peak
-memory of all processes.
+they must be shuffled; into a store of eight shards, which two processes write. Prints CPU per
+message, its growth and the peak memory of all processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from measure import environment, run_measured
 
 SIZES = (200, 2_000, 10_000)
-SHARDS = 2  # as many processes write, whatever the input
+SHARDS = 8
 SESSIONS, TURNS = 6, 10
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 TOPICS = "garden harbour violin marathon sourdough telescope chess kayak pottery orchid".split()
