@@ -57,7 +57,6 @@ class Compute:
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
-        batch_budget(self.device, self.batch_tokens)
         if self.runtime not in ("torch", "openvino"):
             raise ValueError(f"runtime must be torch or openvino, got {self.runtime!r}")
         if self.runtime == "openvino":

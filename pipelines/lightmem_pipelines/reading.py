@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import groupby
@@ -56,15 +56,8 @@ class Reader:
     def histories(self, batch: Any) -> Iterator[pa.Table]:
         """Read files in which the messages of each user stand together."""
         for path in batch["path"]:
-            held: list[Message] = []
-            for block in self._blocks(str(path)):
-                for message in from_table(block, Message):
-                    if held and message.user_id != held[0].user_id:
-                        yield to_table([ordered_history(held)], History)
-                        held = []
-                    held.append(message)
-            if held:
-                yield to_table([ordered_history(held)], History)
+            blocks = self._blocks(str(path))
+            yield from _by_user(m for block in blocks for m in from_table(block, Message))
 
     def _blocks(self, path: str) -> Iterator[pa.Table]:
         rows: list[Message] = []
@@ -177,9 +170,13 @@ def read_histories(
 
 
 def _histories(part: pa.Table) -> Iterator[pa.Table]:
-    by_user = part.sort_by("user_id")
-    for _, messages in groupby(from_table(by_user, Message), lambda m: m.user_id):
-        yield to_table([ordered_history(messages)], History)
+    yield from _by_user(from_table(part.sort_by("user_id"), Message))
+
+
+def _by_user(messages: Iterable[Message]) -> Iterator[pa.Table]:
+    """The histories of users whose messages stand together, each as soon as it is whole."""
+    for _, of_user in groupby(messages, lambda m: m.user_id):
+        yield to_table([ordered_history(of_user)], History)
 
 
 def _unpacked(file: InputFile) -> int:

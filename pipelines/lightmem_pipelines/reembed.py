@@ -36,7 +36,6 @@ from lightmem_pipelines.durations import duration
 from lightmem_pipelines.monitor import Progress, shown, start_monitor
 from lightmem_pipelines.running import running
 
-RECYCLE_AFTER = 100  # commits, as in a backfill's committers
 RECYCLE_AFTER = 100  # commits: a process that writes to the store never gives all memory back
 PASSES = 10  # at most before the switch: where writers are always at work, none finds nothing
 

@@ -40,8 +40,9 @@ def made(tiny_model: Callable[[str], str]) -> Callable[..., Compressor]:
             return SelfInformationCompressor(WordTokenizer(), rate, ("en", "de"))
         name, _, runtime = kind.partition(" ")
         if name in ("bert", "xlm-r"):
-            options = {"runtime": runtime} if runtime else {}
-            return TokenClassifierCompressor(WordTokenizer(), tiny_model(name), rate, **options)
+            return TokenClassifierCompressor(
+                WordTokenizer(), tiny_model(name), rate, runtime=runtime or "torch"
+            )
         return CausalEntropyCompressor(WordTokenizer(), tiny_model(kind), rate)
 
     return make

@@ -163,7 +163,7 @@ def test_a_share_near_one_drops_next_to_nothing(model: str, rate: float):
     (kept,) = ours.compress([text])
     weights = ours.reader.read([text]).words.weights
     lost = sum(Quarters().count(text.split())) - sum(Quarters().count(kept.split()))
-    assert kept != text
+    assert len("".join(kept.split())) < len("".join(text.split()))
     assert lost <= (1 - rate) * weights.sum() + 2 * weights.max()
 
 
