@@ -21,11 +21,14 @@ from lightmem_core.errors import ConfigError, LightMemError
 # hold all of the object store. One worker spills and one restores: more are no faster here. And let
 # memory that is freed go back to the system: without that the peak at 10,000 users is higher by
 # half. Only what is larger than 4 MiB is mapped by itself: with a threshold for trimming alone,
-# every product of a model would be, which makes its forward passes a quarter slower.
+# every product of a model would be, which makes its forward passes a quarter slower. And let a task
+# hand over 64 KiB of small results at most by itself, not 10 MiB: they lie in the memory of the
+# process that asked, and what a shuffle in a small object store hands over is the whole input.
 LOCAL_RAY = {
     "RAY_idle_worker_killing_time_threshold_ms": "5000",
     "RAY_num_workers_soft_limit": "2",
     "RAY_max_io_workers": "1",
+    "RAY_task_rpc_inlined_bytes_limit": "65536",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "2",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import click
 from lightmem_core.config import Config, load_config
 
 F = TypeVar("F", bound=Callable[..., Any])
+RAY_WRITES = 40  # so many of its last ones, two a line, are shown beside an error
 
 
 def common(command: F) -> F:
@@ -56,14 +58,30 @@ def print_result(value: Any, text: str, as_json: bool) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2) if as_json else text)
 
 
+class LastWritten(io.TextIOBase):
+    """A stream that keeps the last of what is written to it."""
+
+    def __init__(self, writes: int):
+        self.pieces: deque[str] = deque(maxlen=writes)
+
+    def write(self, text: str) -> int:
+        self.pieces.append(text)
+        return len(text)
+
+
 @contextmanager
 def notes_shown() -> Iterator[None]:
-    """Say what can be done about a run that was cut off, by an error or by the keyboard. What Ray
-    prints meanwhile goes to standard error: standard output is the result's."""
+    """Say what can be done about a run that was cut off, by an error or by the keyboard.
+
+    What Ray prints meanwhile is shown then, too. Otherwise nothing is wrong: Ray warns of processes
+    that start, and of those that end as they are to end.
+    """
+    said = LastWritten(RAY_WRITES)
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(said):
             yield
     except BaseException as error:
+        click.echo("".join(said.pieces), err=True, nl=False)
         for note in getattr(error, "__notes__", ()):
             click.echo(f"lightmem: {note}", err=True)
         raise

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lightmem_pipelines.options import notes_shown
+
 SAMPLES = Path(__file__).parents[2] / "pipelines" / "samples"
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 
@@ -52,6 +54,21 @@ def test_a_wrong_key_in_the_configuration_is_named(command, tmp_path):
     assert out.returncode == 3
     assert "mine.yaml" in out.stderr
     assert "memory.embeder" in out.stderr
+
+
+def said(text: str) -> None:
+    with notes_shown():
+        sys.stdout.write(text)
+        if "killed" in text:
+            raise ZeroDivisionError
+
+
+def test_what_ray_prints_is_shown_beside_an_error_alone(capsys):
+    said("(raylet) a worker ended\n")
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(ZeroDivisionError):
+        said("(raylet) a worker was killed\n")
+    assert capsys.readouterr() == ("", "(raylet) a worker was killed\n")
 
 
 @pytest.mark.ray
