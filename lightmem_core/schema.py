@@ -62,7 +62,10 @@ def _values(column: pa.ChunkedArray, hint: Any) -> Sequence[Any]:
     if inner is None:
         return list(map(tuple, column.to_pylist()))
     nested = column.combine_chunks()
-    rows = iter(from_table(pa.Table.from_struct_array(nested.flatten()), inner))
+    items = nested.flatten()
+    if not len(items):
+        return [()] * len(nested)
+    rows = iter(from_table(pa.Table.from_struct_array(items), inner))
     return [tuple(islice(rows, count)) for count in nested.value_lengths().to_pylist()]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lightmem_core.long_term.newest import NewestVersion
+
 if TYPE_CHECKING:
     from lance import LanceDataset
     from lancedb.table import Table
@@ -29,13 +31,14 @@ class Commits:
         self._lock = Lock()
         self._dataset: LanceDataset | None = None
         self._fragments: Fragments = {}
-        self._seen = self._everybody = table.version
+        self._newest = NewestVersion(table)
+        self._seen = self._everybody = self._newest()
         self._touched: dict[str, int] = {}
 
     def touched(self, user_id: str) -> tuple[int, int]:
         """The newest version, and the last one that may have changed rows of a user."""
         with self._lock:
-            version = self.table.version
+            version = self._newest()
             if version != self._seen:
                 self._follow(version)
             return version, max(self._everybody, self._touched.get(user_id, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -70,6 +71,8 @@ def with_key(schema: pa.Schema) -> pa.Schema:
 
 def opened(database: DBConnection, name: str) -> Table | None:
     """A table, None where there is none: a folder whose first commit never came is none."""
+    if "://" not in database.uri and not os.path.isdir(_uri(database, name)):
+        return None  # as LanceDB says, which takes fifty times as long
     try:
         return database.open_table(name)
     except ValueError as error:

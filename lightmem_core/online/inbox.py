@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightmem_core.history import stored_history
+from lightmem_core.long_term.newest import NewestVersion
 from lightmem_core.long_term.shard import IDS_PER_FILTER, USERS_PER_FILTER
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import (
@@ -86,6 +87,7 @@ class Inbox:
         self.name = f"inbox_{number:04}"
         self.commits = 0
         self._opened: Table | None = None
+        self._newest: NewestVersion | None = None
 
     @classmethod
     def of(cls, store: MemoryStore, user_id: str) -> Inbox:
@@ -94,8 +96,9 @@ class Inbox:
     @property
     def version(self) -> int:
         """Rises with each change; 0 while there is no table."""
-        table = self._table()
-        return 0 if table is None else table.version
+        if self._newest is None and (table := self._table()) is not None:
+            self._newest = NewestVersion(table)
+        return 0 if self._newest is None else self._newest()
 
     def waiting(self, user_id: str) -> list[Message]:
         """What waits of a user, in order. `reason` says why an extraction failed."""
