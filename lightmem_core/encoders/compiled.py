@@ -1,9 +1,12 @@
-"""A token classifier that OpenVINO computes on the CPU in place of torch."""
+"""Models that OpenVINO computes on the CPU in place of torch."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from threading import Lock
@@ -17,11 +20,17 @@ from lightmem_core.encoders.loading import load_model
 if TYPE_CHECKING:
     import torch
 
+LOGITS, STATES = "logits", "last_hidden_state"
 PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def check_openvino(device: str) -> None:
-    """Raise ValueError if OpenVINO is not there, or is to compute elsewhere than on the CPU."""
+def check_runtime(runtime: str, device: str) -> None:
+    """Raise ValueError for what is neither torch nor openvino, or if OpenVINO is not there, or is
+    to compute elsewhere than on the CPU."""
+    if runtime not in ("torch", "openvino"):
+        raise ValueError(f"runtime must be torch or openvino, got {runtime!r}")
+    if runtime == "torch":
+        return
     if device != "cpu":
         raise ValueError(f"runtime openvino computes on the cpu: it does not take device {device}")
     if find_spec("openvino") is None:
@@ -29,18 +38,20 @@ def check_openvino(device: str) -> None:
 
 
 @cache
-def load_compiled(model: str, dtype: str) -> Compiled:
-    """The model for whoever asks for the same precision. Raise ValueError if it cannot be had."""
-    return Compiled(load_model(model), dtype)
+def load_compiled(model: str, dtype: str, result: str = LOGITS) -> Compiled:
+    """The model for whoever asks for the same precision and result, which are the logits of its
+    head or the states below it. Raise ValueError if it cannot be had."""
+    source = load_model(model)
+    return Compiled(source if result == LOGITS else source.base_model, dtype, result)
 
 
 class Compiled:
-    """Stands for a model with a head of transformers, on the CPU: takes ids and mask, int64 (B, L),
-    and gives the logits. It is compiled at the first call, in seconds, and is in memory beside its
-    source."""
+    """Stands for a model of transformers, on the CPU: takes ids and mask, int64 (B, L), and gives
+    one result of its forward pass. It is compiled at the first call, in seconds, and is in memory
+    beside its source."""
 
-    def __init__(self, source: Any, dtype: str):
-        self.source, self.dtype = source, dtype
+    def __init__(self, source: Any, dtype: str, result: str):
+        self.source, self.dtype, self.result = source, dtype, result
         self._compiled: Any = None
         self._rows = 0
         self._lock = Lock()
@@ -51,11 +62,12 @@ class Compiled:
         with self._lock:
             rows = self.get_input_embeddings().num_embeddings
             if rows != self._rows:
-                self._compiled, self._rows = _compiled(self.source, self.dtype), rows
+                self._compiled = _compiled(self.source, self.dtype, self.result)
+                self._rows = rows
         request = self._compiled.create_infer_request()  # its own: threads may call at once
         request.infer([input_ids.numpy(), attention_mask.numpy()], share_inputs=True)
-        logits = np.array(request.get_output_tensor(0).data)
-        return SimpleNamespace(logits=torch.from_numpy(logits))
+        found = np.array(request.get_output_tensor(0).data)
+        return SimpleNamespace(**{self.result: torch.from_numpy(found)})
 
     def get_input_embeddings(self) -> Any:
         return self.source.get_input_embeddings()
@@ -64,31 +76,45 @@ class Compiled:
         self.source.resize_token_embeddings(rows)
 
 
-def _compiled(source: Any, dtype: str) -> Any:
+def _compiled(source: Any, dtype: str, result: str) -> Any:
     import torch
 
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report
     import openvino
 
-    class Logits(torch.nn.Module):
+    class Result(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.source = source
 
         def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return self.source(input_ids=ids, attention_mask=mask).logits
+            return self.source(input_ids=ids, attention_mask=mask)[result]
 
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        warnings.simplefilter("ignore")  # of what tracing makes a constant: _check sees to that
-        converted = openvino.convert_model(Logits().eval(), example_input=_example(2, 8))
+    with _unwarned(), torch.inference_mode(False), torch.no_grad():
+        converted = openvino.convert_model(Result().eval(), example_input=_example(2, 8))
     core, exact = openvino.Core(), {"INFERENCE_PRECISION_HINT": "f32"}
-    _check(core.compile_model(converted, "CPU", exact), source)
+    _check(core.compile_model(converted, "CPU", exact), source, result)
     settings = {
         "INFERENCE_PRECISION_HINT": PRECISION[dtype],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # every process would pin its threads to the same cores
     }
     return core.compile_model(converted, "CPU", settings)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without warnings of what tracing makes a constant: `_check` sees to that. It also looks at
+    what a model has no use for, of which transformers warns."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _example(rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,13 +127,13 @@ def _example(rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def _check(compiled: Any, source: Any) -> None:
+def _check(compiled: Any, source: Any, result: str) -> None:
     """Raise ValueError if a batch of another shape than the traced one comes out different."""
     import torch
 
     ids, mask = _example(3, 21)
     with torch.inference_mode():
-        wanted = source(input_ids=ids, attention_mask=mask).logits.numpy()
+        wanted = source(input_ids=ids, attention_mask=mask)[result].numpy()
     found = compiled([ids.numpy(), mask.numpy()])[0]
     read = mask.numpy() == 1
     if not np.allclose(found[read], wanted[read], atol=1e-3):

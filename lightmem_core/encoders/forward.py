@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from lightmem_core.encoders.batching import batch_budget, length_batches
-from lightmem_core.encoders.compiled import check_openvino, load_compiled
+from lightmem_core.encoders.compiled import check_runtime, load_compiled
 from lightmem_core.encoders.loading import check_dtype, load_model
 
 if TYPE_CHECKING:
@@ -57,10 +57,7 @@ class Compute:
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
-        if self.runtime not in ("torch", "openvino"):
-            raise ValueError(f"runtime must be torch or openvino, got {self.runtime!r}")
-        if self.runtime == "openvino":
-            check_openvino(self.device)
+        check_runtime(self.runtime, self.device)
 
     def load(self, model: str) -> Any:
         if self.runtime == "openvino":

@@ -22,7 +22,8 @@ class NewestVersion:
 
     def __init__(self, table: Table):
         self.table = table
-        self._folder = None if "://" in table.uri else os.path.join(table.uri, "_versions")
+        uri: str = table.uri  # pyright: ignore[reportAttributeAccessIssue]
+        self._folder = None if "://" in uri else os.path.join(uri, "_versions")
         self._known = (0, 0)  # when the folder changed, and the version then
 
     def __call__(self) -> int:

@@ -22,6 +22,7 @@ from lightmem_serve.backend import Searched, in_pool
 
 THREADS = 8  # that read and rank at once
 SEARCHERS = 2  # that look for an id in the whole store
+QUEUED = 128  # more than a server's clients where each waits for its answer, and seconds of work
 T = TypeVar("T")
 # where a method is named `list`
 Entries = list[Entry]
@@ -113,11 +114,11 @@ class Reader:
 
 def reader_of(config: Config) -> serve.Application:
     """As many replicas as configured; each takes as many requests as fill four batches, and those
-    that are ranked meanwhile. As many again may wait; more are refused."""
+    that are ranked meanwhile. QUEUED may wait for one; more are refused."""
     ongoing = 4 * config.serve.max_batch_size + 2 * THREADS
     return Reader.options(
         num_replicas=config.serve.replicas,
         max_ongoing_requests=ongoing,
-        max_queued_requests=ongoing,
+        max_queued_requests=QUEUED,
         ray_actor_options={"num_cpus": config.serve.cpus},
     ).bind(config)

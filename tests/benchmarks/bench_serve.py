@@ -7,7 +7,7 @@ by the real MiniLM. Of ten searches nine are of 500 busy users, one of any user.
 each answer before they ask again, on loopback and on the cores of the server. An answer's header
 says how long its embedding and ranking took; the rest of what the client waited is HTTP and Ray
 Serve. Too many: requests come at twice the best rate, whether or not others were answered. All that
-with Serve as it starts by itself, and with its switches for throughput.
+with Serve as it starts by itself, with its switches for throughput, and with OpenVINO.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from bench_store import EACH, load, name
 from measure import environment
 
 from lightmem_core import factory, load_config
-from lightmem_core.config import Config
+from lightmem_core.config import Component, Config
 from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.online.keys import KeyRing, NewKey
@@ -46,12 +46,11 @@ from lightmem_core.online.reader import OnlineReader
 BUSY, ANY = 500, 0.1
 CLIENTS = (1, 4, 16, 64)
 LIMIT = 10
-MODES = {
-    "as Serve starts by itself": {},
-    "HAProxy, tuned for throughput": {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    },
+TUNED = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+MODES = {  # what is in the environment, and what computes the embeddings
+    "as Serve starts by itself": ({}, "torch"),
+    "HAProxy, tuned for throughput": (TUNED, "torch"),
+    "the same, and embeddings by openvino": (TUNED, "openvino"),
 }
 PROCESSES = ("Proxy", "Api", "Reader", "Writer")
 WAIT_S = 60  # longer than a server may take
@@ -221,9 +220,12 @@ def measure(users: int, seconds: float, folder: Path) -> None:
     reader = OnlineReader(config.memory)
     in_process(reader, users, seconds)
     show("in one process", in_process(reader, users, seconds))
-    for label, switches in MODES.items():
+    for label, (switches, runtime) in MODES.items():
         print(label)
-        with serving(config, folder, users, switches) as asked:
+        embedder = Component(use="minilm", options={"runtime": runtime})
+        memory = config.memory.model_copy(update={"embedder": embedder})
+        served = config.model_copy(update={"memory": memory})
+        with serving(served, folder, users, switches) as asked:
             ask(asked, seconds)
 
 
