@@ -2,7 +2,8 @@
 
     make bench-sleep
 
-Queues of one user with N entries, and of many users, in one thread; beside them the way of the
+Queues of one user with N entries, and of many users, in one thread, then the whole phase, also of
+one user alone, all of whose entries a task holds. Beside the queues of up to 4,000 the way of the
 reference implementation: for each entry one search in its user's entries, filtered by time. The
 stands-in are sampled and scaled to N: qdrant in process (`pip install qdrant-client`; left out
 where it is missing), LanceDB, and one matrix-vector product an entry. Pairs of the sample are
@@ -36,6 +37,7 @@ from lightmem_core import Config, load_config
 
 K, THETA = 20, 0.4  # the defaults
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
+SIZES = (1_000, 4_000, 20_000, 50_000, 100_000)
 SAMPLE = 40  # entries that the reference's way is measured on
 REFERENCE_UP_TO = 4_000
 EACH = 100  # entries of a user of the whole phase
@@ -153,17 +155,17 @@ def phase_config(folder: str) -> Config:
     return config.model_copy(update={"pipelines": two})
 
 
-def fill(users: int, folder: str) -> None:
+def fill(users: int, each: int, folder: str) -> None:
     from lightmem_core import factory
     from lightmem_core.long_term.store import MemoryStore, VectorModel
 
     config = phase_config(folder).memory
     embedder, rng = factory.embedder(config), np.random.default_rng(3)
     store = MemoryStore.create(config.store, VectorModel.of(embedder))
-    step = STORED_AT_ONCE // EACH
+    step = max(STORED_AT_ONCE // each, 1)
     for start in range(0, users, step):
         names = [f"user-{n}" for n in range(start, min(start + step, users))]
-        store.shards[0].insert(extracted(rng, names, EACH, embedder.encode), "load")
+        store.shards[0].insert(extracted(rng, names, each, embedder.encode), "load")
 
 
 def whole_phase(folder: str) -> None:
@@ -199,20 +201,23 @@ def show_one_user(sizes: tuple[int, ...]) -> None:
 
 def show_whole_phase(sizes: tuple[int, int]) -> None:
     """Two sizes, so that what starting Ray costs can be told from what an entry costs."""
-    points = []
-    for users in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            measured("fill", users, folder)
-            cost, (report,) = measured("phase", folder)
-        points.append((users * EACH, cost.cpu))
-        print(
-            f"whole phase, {users * EACH:,} entries of {users:,} users: {report['merged']:,} "
-            f"merged; {cost.cpu:.1f} CPU s, {report['seconds']:.1f} s of the clock; all processes "
-            f"{cost.peak_rss / 2**20:,.0f} MB"
-        )
+    points = [(users * EACH, phase_of(users, EACH)) for users in sizes]
     (n, cpu), (m, more) = points
     each = max(more - cpu, 1e-9) / (m - n)
     print(f"beyond what starting costs: {each * 1e6:.0f} CPU us an entry, {1 / each:,.0f} a CPU s")
+
+
+def phase_of(users: int, each: int) -> float:
+    """The CPU seconds of a phase."""
+    with tempfile.TemporaryDirectory() as folder:
+        measured("fill", users, each, folder)
+        cost, (report,) = measured("phase", folder)
+    print(
+        f"whole phase, {users:,} users x {each:,}: {report['merged']:,} merged; {cost.cpu:.1f} CPU "
+        f"s, {report['seconds']:.1f} s of the clock; all processes {cost.peak_rss / 2**20:,.0f} MB",
+        flush=True,
+    )
+    return cost.cpu
 
 
 def run_one(kind: str, *values: str) -> None:
@@ -221,7 +226,7 @@ def run_one(kind: str, *values: str) -> None:
     elif kind == "users":
         many_users(int(values[0]), int(values[1]))
     elif kind == "fill":
-        fill(int(values[0]), values[1])
+        fill(int(values[0]), int(values[1]), values[2])
     else:
         whole_phase(values[0])
 
@@ -235,12 +240,13 @@ def main() -> None:
         run_one(*args.one)
         return
     print(environment())
-    show_one_user((1_000, 4_000) if args.small else (1_000, 4_000, 20_000, 50_000))
+    show_one_user((1_000, 4_000) if args.small else SIZES)
     for users, each in ((100, 200), (1_000, 100)) if args.small else ((1_000, 200), (10_000, 100)):
         _, (found,) = measured("users", users, each)
         rate = users * each / found["cpu"]
         print(f"{users:,} users x {each}: {found['cpu']:.2f} CPU s, {rate:,.0f} entries/CPU s")
     show_whole_phase((50, 200) if args.small else (200, 10_000))
+    phase_of(1, 4_000 if args.small else SIZES[-1])
 
 
 if __name__ == "__main__":
