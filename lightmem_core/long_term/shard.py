@@ -192,10 +192,10 @@ class Shard:
         that was just the newest, or else as they are."""
         where = of_users(user_ids) + ("" if tombstones else " AND superseded_by = ''")
         versions = chain([version], repeat(0))
-        rows = twice(lambda: self._rows_at(next(versions), where), self._forget_reader)
+        rows = twice(lambda: self.rows_at(next(versions), where), self._forget_reader)
         return sorted(from_table(rows, Entry), key=lambda e: (e.user_id, e.order))
 
-    def _rows_at(self, version: int, where: str) -> pa.Table:
+    def rows_at(self, version: int, where: str) -> pa.Table:
         """Rows of a version of the entries, 0 for the newest. A dataset hands over a user's in a
         third of the time that a query of the table takes."""
         version, reader = version or self.entries.version, self.reader

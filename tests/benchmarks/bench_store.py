@@ -32,9 +32,13 @@ from synthetic import DIM, extracted, texts, topic_vectors
 
 from lightmem_core.config import StoreConfig
 from lightmem_core.language import WordModel
+from lightmem_core.long_term.newest import NewestVersion
 from lightmem_core.long_term.ranking import UserIndex
 from lightmem_core.long_term.retrieve import Query, Retrieval
 from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_core.long_term.tables import of_users
+from lightmem_core.schema import from_table
+from lightmem_core.types import Entry
 
 T = TypeVar("T")
 
@@ -134,14 +138,17 @@ def search(config: StoreConfig, users: int, label: str) -> None:
 
 
 def parts(retrieval: Retrieval, asked: Sequence[str], label: str) -> None:
-    """What a cold search consists of."""
-    read, index, version = Times(), Times(), Times()
+    """What a cold search consists of: a look for a new version, reading the user's rows of it,
+    making entries of these, and indexing them."""
+    look, read, made, index = Times(), Times(), Times(), Times()
+    shards = retrieval.store.shards
+    newest = [NewestVersion(shard.entries) for shard in shards]
     for user in asked:
-        shard = retrieval.store.shard_for(user)
-        version.of(partial(getattr, shard.entries, "version"))
-        entries = read.of(partial(shard.entries_of, [user], tombstones=True))
-        index.of(partial(UserIndex, entries))
-    print(f"{'':34} cold: version {version}  read {read}  index {index}")
+        number = retrieval.store.shard_number(user)
+        version = look.of(newest[number])
+        rows = read.of(partial(shards[number].rows_at, version, of_users([user])))
+        index.of(partial(UserIndex, made.of(partial(from_table, rows, Entry))))
+    print(f"{'':20} cold: look {look}  read {read}  entries {made}  index {index}")
 
 
 def reopened(config: StoreConfig, users: int) -> None:
