@@ -196,7 +196,7 @@ class LimitsConfig(Model):
     characters: int = Field(default=100_000, gt=0)
     seconds: float = Field(default=30, gt=0)
     work_seconds: float = Field(default=600, gt=0)
-    in_flight: int = Field(default=256, gt=0)
+    in_flight: int = Field(default=128, gt=0)
     chats: int = Field(default=256, gt=0)
     waiting: int = Field(default=200_000, gt=0)
 

@@ -22,7 +22,6 @@ from lightmem_serve.backend import Searched, in_pool
 
 THREADS = 8  # that read and rank at once
 SEARCHERS = 2  # that look for an id in the whole store
-QUEUED = 128  # more than a server's clients where each waits for its answer, and seconds of work
 T = TypeVar("T")
 # where a method is named `list`
 Entries = list[Entry]
@@ -113,12 +112,12 @@ class Reader:
 
 
 def reader_of(config: Config) -> serve.Application:
-    """As many replicas as configured; each takes as many requests as fill four batches, and those
-    that are ranked meanwhile. QUEUED may wait for one; more are refused."""
-    ongoing = 4 * config.serve.max_batch_size + 2 * THREADS
+    """As many replicas as configured. Each takes whatever the server lets in: what waits for its
+    turn waits here, since Serve asks a replica that is full again and again, and takes the CPU that
+    would answer."""
+    limits = config.serve.limits
     return Reader.options(
         num_replicas=config.serve.replicas,
-        max_ongoing_requests=ongoing,
-        max_queued_requests=QUEUED,
+        max_ongoing_requests=limits.in_flight + limits.chats,
         ray_actor_options={"num_cpus": config.serve.cpus},
     ).bind(config)
