@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 LOGITS, STATES = "logits", "last_hidden_state"
+_COMPILING = Lock()
 PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -104,17 +105,17 @@ def _compiled(source: Any, dtype: str, result: str) -> Any:
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    """Without warnings of what tracing makes a constant: `_check` sees to that. It also looks at
-    what a model has no use for, of which transformers warns."""
+    """Without warnings of what tracing makes a constant: `_check` sees to that. It also touches
+    attributes that a model does not use, of which transformers warns."""
     logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with _COMPILING, warnings.catch_warnings():  # both are the whole process's
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+        try:
             yield
-    finally:
-        logger.setLevel(level)
+        finally:
+            logger.setLevel(level)
 
 
 def _example(rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,9 +15,10 @@ SETTLED_NS = 1_000_000_000
 class NewestVersion:
     """Asks a table for its newest version. For many threads.
 
-    On a disk the folder of the versions tells whether there can be a new one, in a fiftieth of the
-    time: each commit moves the time of its last change. One that is younger than a second is not
-    believed, since two commits may share a tick of the clock.
+    On a disk the folder of the versions tells whether there can be a new one, and at once: each
+    commit moves the time of its last change. One that is younger than a second is not believed,
+    since two commits may share a tick of the clock. A network file system may tell the commits of
+    other machines as late as it keeps attributes.
     """
 
     def __init__(self, table: Table):

@@ -72,7 +72,7 @@ def with_key(schema: pa.Schema) -> pa.Schema:
 def opened(database: DBConnection, name: str) -> Table | None:
     """A table, None where there is none: a folder whose first commit never came is none."""
     if "://" not in database.uri and not os.path.isdir(_uri(database, name)):
-        return None  # as LanceDB says, which takes fifty times as long
+        return None  # LanceDB says the same, and takes its time
     try:
         return database.open_table(name)
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -14,7 +15,14 @@ import click
 from lightmem_core.config import Config, load_config
 
 F = TypeVar("F", bound=Callable[..., Any])
-RAY_WRITES = 40  # so many of its last ones, two a line, are shown beside an error
+# Ray warns of processes that start, and of those that end as they are to end and are replaced. If
+# a run fails, these lines may say why: the last ones are shown then.
+EXPECTED = (
+    "worker processes have been started",
+    "A worker died or was killed while executing a task",
+    "so the task will be retried",
+)
+KEPT_WRITES = 40  # two a line
 
 
 def common(command: F) -> F:
@@ -58,30 +66,33 @@ def print_result(value: Any, text: str, as_json: bool) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2) if as_json else text)
 
 
-class LastWritten(io.TextIOBase):
-    """A stream that keeps the last of what is written to it."""
+class RayMessages(io.TextIOBase):
+    """What Ray prints goes to standard error, but for what is as it should be: that is kept."""
 
-    def __init__(self, writes: int):
-        self.pieces: deque[str] = deque(maxlen=writes)
+    def __init__(self) -> None:
+        self.kept: deque[str] = deque(maxlen=KEPT_WRITES)
+        self._keeps = False
 
     def write(self, text: str) -> int:
-        self.pieces.append(text)
+        if text.strip():  # else it is the end of the line before
+            self._keeps = any(part in text for part in EXPECTED)
+        if self._keeps:
+            self.kept.append(text)
+        else:
+            sys.stderr.write(text)
         return len(text)
 
 
 @contextmanager
 def notes_shown() -> Iterator[None]:
-    """Say what can be done about a run that was cut off, by an error or by the keyboard.
-
-    What Ray prints meanwhile is shown then, too. Otherwise nothing is wrong: Ray warns of processes
-    that start, and of those that end as they are to end.
-    """
-    said = LastWritten(RAY_WRITES)
+    """Say what can be done about a run that was cut off, by an error or by the keyboard. Standard
+    output is the result's: Ray's messages go elsewhere."""
+    messages = RayMessages()
     try:
-        with redirect_stdout(said):
+        with redirect_stdout(messages):
             yield
     except BaseException as error:
-        click.echo("".join(said.pieces), err=True, nl=False)
+        click.echo("".join(messages.kept), err=True, nl=False)
         for note in getattr(error, "__notes__", ()):
             click.echo(f"lightmem: {note}", err=True)
         raise

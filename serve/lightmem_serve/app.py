@@ -54,7 +54,7 @@ class Handles:
         async def asked(*args: Any, **named: Any) -> Any:
             try:
                 return await method.remote(*args, **named)
-            except BackPressureError as error:
+            except BackPressureError as error:  # of a limit that Serve's own YAML sets
                 raise StoreError("the server has more requests than it can bear") from error
             except GONE as error:
                 raise StoreError("a part of the server is being replaced: try again") from error

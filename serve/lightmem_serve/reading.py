@@ -1,5 +1,6 @@
 """The reader on Ray Serve: queries that arrive together are embedded together."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
@@ -42,6 +43,7 @@ class Reader:
         batched: Any = self.embedded
         batched.set_max_batch_size(config.serve.max_batch_size)
         batched.set_batch_wait_timeout_s(config.serve.batch_wait_ms / 1000)
+        self.reader.embed([Query("", "loads the model")])  # before the first request comes
 
     async def search(self, query: Query) -> Searched:
         started = perf_counter()
@@ -104,8 +106,9 @@ class Reader:
         return await self._read(self.reader.run, run_id)
 
     async def check_health(self) -> None:
-        """Raise StoreError if the store holds other vectors than when this replica was started."""
-        await self._read(self.reader.store.confirm)
+        """Raise StoreError if the store holds other vectors than when this replica was started. It
+        waits for no reads: who is busy is not ill."""
+        await asyncio.to_thread(self.reader.store.confirm)
 
     async def _read(self, call: Callable[..., T], *args: Any) -> T:
         return await in_pool(self.threads, call, *args)

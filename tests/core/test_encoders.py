@@ -58,24 +58,30 @@ def test_texts_are_embedded_alike_in_every_part(tiny_model: Callable[[str], str]
     assert embedder.encode([]).shape == (0, 32)
 
 
-def test_openvino_gives_the_vectors_that_torch_gives(tiny_model: Callable[[str], str]):
+@pytest.mark.parametrize(("dtype", "apart"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_openvino_gives_the_vectors_that_torch_gives(
+    tiny_model: Callable[[str], str], dtype: str, apart: float
+):
     draw, model = np.random.default_rng(1), tiny_model("bert")
     texts = [
         " ".join(draw.choice(["river", "went", "to", "I"], n)) for n in draw.integers(1, 90, 60)
     ]
-    torch, openvino = MiniLMEmbedder(model), MiniLMEmbedder(model, runtime="openvino")
+    torch, openvino = (MiniLMEmbedder(model, dtype, runtime=r) for r in ("torch", "openvino"))
     found = openvino.encode(texts)
-    np.testing.assert_allclose(found, torch.encode(texts), atol=1e-5)
-    np.testing.assert_allclose(found, [openvino.encode([text])[0] for text in texts], atol=1e-5)
+    np.testing.assert_allclose(found, MiniLMEmbedder(model).encode(texts), atol=apart)
+    np.testing.assert_allclose(found, [openvino.encode([text])[0] for text in texts], atol=apart)
     layers = (1, -1)
     np.testing.assert_array_equal(
         openvino.encode_layers(texts, layers), torch.encode_layers(texts, layers)
     )
 
 
-@pytest.mark.parametrize(("runtime", "device"), [("onnx", "cpu"), ("openvino", "cuda")])
-def test_a_runtime_that_cannot_be_had_is_refused(runtime: str, device: str):
-    with pytest.raises(ValueError, match=runtime):
+@pytest.mark.parametrize(
+    ("runtime", "device", "why"),
+    [("onnx", "cpu", "torch or openvino"), ("openvino", "cuda", "does not take device cuda")],
+)
+def test_a_runtime_that_cannot_be_had_is_refused(runtime: str, device: str, why: str):
+    with pytest.raises(ValueError, match=why):
         MiniLMEmbedder(runtime=runtime, device=device)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lightmem_pipelines.options import notes_shown
+from lightmem_pipelines.options import KEPT_WRITES, notes_shown
 
 SAMPLES = Path(__file__).parents[2] / "pipelines" / "samples"
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
@@ -56,19 +56,24 @@ def test_a_wrong_key_in_the_configuration_is_named(command, tmp_path):
     assert "memory.embeder" in out.stderr
 
 
-def said(text: str) -> None:
+PLANNED = "(raylet) A worker died or was killed while executing a task, {}\n"
+
+
+def said(*lines: str, failing: bool = False) -> None:
     with notes_shown():
-        sys.stdout.write(text)
-        if "killed" in text:
+        for line in lines:
+            sys.stdout.write(line)
+        if failing:
             raise ZeroDivisionError
 
 
-def test_what_ray_prints_is_shown_beside_an_error_alone(capsys):
-    said("(raylet) a worker ended\n")
-    assert capsys.readouterr() == ("", "")
+def test_what_ray_expects_is_shown_beside_an_error_alone(capsys):
+    said("(raylet) The disk is full", "\n", PLANNED.format(1).rstrip(), "\n")
+    assert capsys.readouterr() == ("", "(raylet) The disk is full\n")
+    lines = [PLANNED.format(number) for number in range(99)]
     with pytest.raises(ZeroDivisionError):
-        said("(raylet) a worker was killed\n")
-    assert capsys.readouterr() == ("", "(raylet) a worker was killed\n")
+        said(*lines, failing=True)
+    assert capsys.readouterr() == ("", "".join(lines[-KEPT_WRITES:]))
 
 
 @pytest.mark.ray
