@@ -134,10 +134,10 @@ def search(config: StoreConfig, users: int, label: str) -> None:
         for user in asked[-50:] * 4:
             warm.of(partial(retrieval, [Query(user, next(lines, "word1 word2"), k)]))
         print(f"{label:32} k={k:<3} {cold}   {warm}", flush=True)
-    parts(retrieval, asked, label)
+    parts(retrieval, asked)
 
 
-def parts(retrieval: Retrieval, asked: Sequence[str], label: str) -> None:
+def parts(retrieval: Retrieval, asked: Sequence[str]) -> None:
     """What a cold search consists of: a look for a new version, reading the user's rows of it,
     making entries of these, and indexing them."""
     look, read, made, index = Times(), Times(), Times(), Times()
