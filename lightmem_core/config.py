@@ -202,7 +202,7 @@ class LimitsConfig(Model):
 
 
 class ServeConfig(Model):
-    """Queries that arrive within `batch_wait_ms` are embedded together, `max_batch_size` at most;
+    """Queries that come while others are embedded are embedded together, `max_batch_size` at most;
     they are then ranked and sent one after the other, so a CPU wants few of them, and a GPU many.
     Without keys (`auth: off`) only this machine is answered; with them a key may ask
     `requests_per_minute`, unless it was made with a limit of its own. Messages that do not fill a
@@ -217,7 +217,6 @@ class ServeConfig(Model):
     flush_after_s: float = Field(default=60, gt=0)
     repeat_within_s: float = Field(default=3_600, ge=0)
     max_batch_size: int = Field(default=8, gt=0)
-    batch_wait_ms: float = Field(default=5, ge=0)
     replicas: int = Field(default=1, ge=1)
     cpus: float = Field(default=0.5, ge=0)
 

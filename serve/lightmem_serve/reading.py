@@ -20,6 +20,7 @@ from lightmem_core.online.service import Context
 from lightmem_core.protocols import Filter
 from lightmem_core.types import Entry
 from lightmem_serve.backend import Searched, in_pool
+from lightmem_serve.batching import Batching
 
 THREADS = 8  # that read and rank at once
 SEARCHERS = 2  # that look for an id in the whole store
@@ -37,12 +38,9 @@ class Reader:
 
     def __init__(self, config: Config):
         self.reader = OnlineReader(config.memory)
-        self.embedding = ThreadPoolExecutor(1, "embed")
         self.threads = ThreadPoolExecutor(THREADS, "read")
         self.searchers = ThreadPoolExecutor(SEARCHERS, "search")
-        batched: Any = self.embedded
-        batched.set_max_batch_size(config.serve.max_batch_size)
-        batched.set_batch_wait_timeout_s(config.serve.batch_wait_ms / 1000)
+        self.embedded = Batching(self._embedded, config.serve.max_batch_size)
         self.reader.embed([Query("", "loads the model")])  # before the first request comes
 
     async def search(self, query: Query) -> Searched:
@@ -52,11 +50,9 @@ class Reader:
         (hits,) = await self._read(self.reader.answer, [query], vector[None])
         return Searched(hits, embedded - started, perf_counter() - embedded, batch)
 
-    @serve.batch
-    async def embedded(self, queries: list[Query]) -> list[tuple[np.ndarray, int]]:
+    def _embedded(self, queries: list[Query]) -> list[tuple[np.ndarray, int]]:
         """The vector of each query, and how many were embedded together."""
-        vectors = await in_pool(self.embedding, self.reader.embed, queries)
-        return [(vector, len(queries)) for vector in vectors]
+        return [(vector, len(queries)) for vector in self.reader.embed(queries)]
 
     async def context(self, query: Query, tokens: int) -> Context:
         found = await self.search(query)

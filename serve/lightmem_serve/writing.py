@@ -9,10 +9,11 @@ from ray import serve
 
 from lightmem_core.config import Config
 from lightmem_core.online.service import Accepted, Incoming
-from lightmem_core.online.sessions import Posted, posted
+from lightmem_core.online.sessions import posted
 from lightmem_core.online.writer import OnlineWriter, WriterStatus
 from lightmem_core.types import Entry
 from lightmem_serve.backend import in_pool
+from lightmem_serve.batching import Batching
 
 THREADS = 8  # that change entries or extract on request at once
 SLEEPERS = 2  # that sleep or erase, one after the other: they keep nobody else waiting
@@ -29,21 +30,14 @@ class Writer:
     def __init__(self, config: Config):
         self.writer = OnlineWriter(config)
         self.writer.start()
-        self.adding = ThreadPoolExecutor(1, "add")
+        self.accepted = Batching(self.writer.add_all, TOGETHER)
         self.threads = ThreadPoolExecutor(THREADS, "write")
         self.sleepers = ThreadPoolExecutor(SLEEPERS, "sleep")
-        batched: Any = self.accepted
-        batched.set_max_batch_size(TOGETHER)
-        batched.set_batch_wait_timeout_s(config.serve.batch_wait_ms / 1000)
 
     async def add(
         self, user_id: str, session_id: str, messages: Sequence[Incoming]
     ) -> list[Accepted]:
         return await self.accepted(posted(user_id, session_id, messages))
-
-    @serve.batch
-    async def accepted(self, requests: list[Posted]) -> list[list[Accepted]]:
-        return await in_pool(self.adding, self.writer.add_all, requests)
 
     async def flush(self, user_id: str) -> int:
         return await self._write(self.writer.flush, user_id)
