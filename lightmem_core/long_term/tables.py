@@ -243,16 +243,18 @@ def small_fragments(table: Table) -> int:
     return sum(fragment.physical_rows < FRAGMENT_ROWS for fragment in fragments)
 
 
-def unindexed_fragments(table: Table) -> int:
-    """How many fragments an index does not know yet. No rows are read."""
+def unindexed(table: Table) -> tuple[int, int]:
+    """How many fragments an index does not know yet, and how many rows they have. No rows are
+    read."""
     dataset = table.to_lance()
-    every = {fragment.fragment_id for fragment in dataset.get_fragments()}
+    sizes = {f.fragment_id: f.physical_rows for f in dataset.get_fragments()}
     known = (
         {i for segment in index.segments for i in segment.fragment_ids}
         for index in dataset.describe_indices()
         if not index.name.startswith("__")
     )
-    return max((len(every - ids) for ids in known), default=0)
+    lacking = [[rows for i, rows in sizes.items() if i not in ids] for ids in known]
+    return max(map(len, lacking), default=0), max(map(sum, lacking), default=0)
 
 
 def compact(table: Table, keep: timedelta = KEPT) -> None:
