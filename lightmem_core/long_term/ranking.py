@@ -8,11 +8,10 @@ it is about little: where even the best entry holds hardly any of what the query
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from itertools import chain, repeat
-from typing import Any
+from functools import cache
+from itertools import chain
 
 import numpy as np
 import regex
@@ -32,6 +31,7 @@ STEMMERS = {
     "pt": "portuguese",
     "nl": "dutch",
 }
+MOST_STEMS = 1 << 16  # of a language that are remembered
 SATURATION = 1.2  # BM25's k1
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}]")
 
@@ -124,17 +124,17 @@ class UserIndex:
     def _index(self) -> None:
         """Fill the postings: per term the entries that hold it, with BM25's tf over length norm."""
         lines = [_line(entry) for entry in self.entries]
-        said, spoken = _numbered(lines)
-        words_said = list(said)
-        self._language = self.model.language_of(words_said[:: len(said) // SAMPLE + 1])
-        terms = list(map(_terms, words_said, repeat(self._language)))
-        vocabulary, meant = _numbered(terms)
-        flat, each = _joined(meant, _lengths(terms), spoken)
-        row = np.repeat(np.repeat(np.arange(len(lines)), _lengths(lines)), each)
+        spoken = list(chain.from_iterable(lines))
+        different = list(dict.fromkeys(spoken))
+        self._language = self.model.language_of(different[:: len(different) // SAMPLE + 1])
+        terms = _terms(spoken, self._language)
+        row = np.repeat(np.repeat(np.arange(len(lines)), _lengths(lines)), _lengths(terms))
+        flat = np.fromiter(chain.from_iterable(terms), np.int64, len(row))
+        self._vocabulary, meant = np.unique(flat, return_inverse=True)
         size = max(len(lines), 1)
-        keys, counts = np.unique(flat * size + row, return_counts=True)
-        self._vocabulary, self._holders = vocabulary, keys % size
-        self._bounds = np.searchsorted(keys // size, np.arange(len(vocabulary) + 1))
+        keys, counts = np.unique(meant * size + row, return_counts=True)
+        self._holders = keys % size
+        self._bounds = np.searchsorted(keys // size, np.arange(len(self._vocabulary) + 1))
         b = self.settings.length_weight
         lengths = np.bincount(row, minlength=size)
         norm = 1 - b + b * lengths / max(lengths.mean(), 1)
@@ -156,18 +156,18 @@ class UserIndex:
         score, weight_of_query = np.zeros(len(self.entries)), 0.0
         for word in asked:
             bits = self.model.bits(word, language)
-            for term in _terms(word, self._language):
+            for term in _terms([word], self._language)[0]:
                 near, held = self._near(term)
                 weight = bits**2 * np.log1p((len(self.entries) - held + 0.5) / (held + 0.5))
                 score += weight * near / (near + SATURATION)
                 weight_of_query += weight
         return score, float(score.max() / weight_of_query) if weight_of_query else 0.0
 
-    def _near(self, term: str) -> tuple[np.ndarray, int]:
+    def _near(self, term: int) -> tuple[np.ndarray, int]:
         """How often a term stands in or near each entry, and in how many it stands."""
         frequency = np.zeros(len(self.entries))
-        found = self._vocabulary.get(term)
-        if found is None:
+        found = int(np.searchsorted(self._vocabulary, term))
+        if found == len(self._vocabulary) or self._vocabulary[found] != term:
             return frequency, 0
         span = slice(self._bounds[found], self._bounds[found + 1])
         frequency[self._holders[span]] = self._frequency[span]
@@ -180,24 +180,8 @@ class UserIndex:
         return np.convolve(line, self._window, mode="same")[self._slots]
 
 
-def _numbered(groups: Sequence[Sequence[str]]) -> tuple[dict[str, int], np.ndarray]:
-    """A number for each different text, in the order in which they come, and the groups as these
-    numbers in one row."""
-    numbers: dict[str, int] = {t: n for n, t in enumerate(dict.fromkeys(chain(*groups)))}
-    return numbers, np.fromiter(map(numbers.__getitem__, chain(*groups)), np.int64)
-
-
-def _lengths(groups: Sequence[Sequence[str]]) -> np.ndarray:
+def _lengths(groups: Sequence[Sequence[object]]) -> np.ndarray:
     return np.fromiter(map(len, groups), np.int64, len(groups))
-
-
-def _joined(
-    values: np.ndarray, lengths: np.ndarray, chosen: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The `chosen` ones of groups of values that lie in one row, and how long each of them is."""
-    each = lengths[chosen]
-    starts = (np.cumsum(lengths) - lengths)[chosen] - (np.cumsum(each) - each)
-    return values[np.repeat(starts, each) + np.arange(each.sum())], each
 
 
 def _heirs(entries: Sequence[Entry]) -> dict[str, str]:
@@ -241,22 +225,41 @@ def _line(entry: Entry) -> list[str]:
     return words(" ".join((*days, entry.speaker, entry.text)))
 
 
-@lru_cache(maxsize=1 << 16)
-def _terms(word: str, language: str) -> tuple[str, ...]:
-    """What a word is looked up by: its stem, or pairs of characters where no spaces are written."""
-    if _UNSPACED.search(word):
-        return tuple(word[i : i + 2] for i in range(max(len(word) - 1, 1)))
-    bare = max(word.split("'"), key=len)
-    if language not in STEMMERS:
-        return (bare,)
-    return (_stemmer(language).stemWord(bare),)
+class Stems(dict[str, tuple[int, ...]]):
+    """What words of a language are looked up by: the hash of their stem, or of pairs of characters
+    where no spaces are written. Filled as it is asked; for many threads."""
+
+    def __init__(self, language: str):
+        super().__init__()
+        self.language = STEMMERS.get(language)
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        self[word] = terms = tuple(map(hash, self._of(word)))
+        return terms
+
+    def _of(self, word: str) -> Iterable[str]:
+        if _UNSPACED.search(word):
+            return [word[i : i + 2] for i in range(max(len(word) - 1, 1))]
+        bare = max(word.split("'"), key=len)
+        return [stem(bare, self.language) if self.language else bare]
 
 
-@cache
-def _stemmer(language: str) -> Any:
+_stems = cache(Stems)
+
+
+def stem(word: str, language: str) -> str:
+    """For many threads: a stemmer holds the word that it is at, so each word has its own."""
     import snowballstemmer
 
-    return snowballstemmer.stemmer(STEMMERS[language])
+    return snowballstemmer.stemmer(language).stemWord(word)
+
+
+def _terms(words: Sequence[str], language: str) -> list[tuple[int, ...]]:
+    """What each word is looked up by."""
+    stems = _stems(language)
+    if len(stems) > MOST_STEMS:
+        stems.clear()
+    return list(map(stems.__getitem__, words))
 
 
 def standard(values: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ from lightmem_core.long_term.tables import index_anew, small_fragments, unindexe
 if TYPE_CHECKING:
     from lightmem_core.long_term.shard import Shard
 
-# Fragments, or rows of them, that the index on users need not know: whoever reads a user scans them,
-# 0.5 ms a fragment and 2 ms for 5,000 entries. Searches read entries, and hardly ever messages.
+# Fragments, or rows of them, that the index on users need not know. Who reads a user scans them:
+# 0.5 ms a fragment, and 2 ms for 5,000 entries. Searches read entries, and hardly ever messages.
 ENTRIES_BEHIND = (4, 4_000)
 MESSAGES_BEHIND = (8, 40_000)
 COMPACT_AFTER = 48  # commits: search slows down with the fragments that each one leaves

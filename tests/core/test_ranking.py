@@ -1,10 +1,13 @@
+import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import numpy as np
 import pytest
 
 from lightmem_core.language import WordModel, words
-from lightmem_core.long_term.ranking import UserIndex
+from lightmem_core.long_term.ranking import UserIndex, stem
 from lightmem_core.long_term.render import embedding_text, entry_line
 from lightmem_core.types import Entry, Source
 
@@ -53,6 +56,20 @@ def test_other_forms_of_a_word_are_found():
     query = "Who enjoys painting a landscape?"
     scores = UserIndex(CHAT, MODEL).rank(query, vector(query))
     assert CHAT[scores.bm25.argmax()].text == "My sister paints landscapes."
+
+
+def test_many_threads_find_the_stems_that_one_finds():
+    parts = ("run", "organ", "nation"), ("", "al", "ful"), ("izations", "ing", "ed")
+    spoken = list(map("".join, product(*parts)))
+    alone = [stem(word, "english") for word in spoken]
+    often, before = 40, sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = threads.map(lambda _: [stem(word, "english") for word in spoken], range(often))
+            assert list(found) == [alone] * often
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_short_answer_is_found_by_the_question_before_it():
