@@ -3,8 +3,9 @@
     make bench-pipeline
 
 For 200, 2,000, 10,000 and 30,000 users of 60 messages, whose messages stand mixed in the input, so
-that they must be shuffled; into a store of eight shards, which two processes write. Prints CPU per
-message, its growth and the peak memory of all processes. A quarter of an hour.
+that they must be shuffled; into a store of a shard for 75,000 messages, at least eight, which two
+processes write. Prints CPU per message, its growth and the peak memory of all processes. A quarter
+of an hour.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from measure import environment, run_measured
 
 SIZES = (200, 2_000, 10_000, 30_000)
-SHARDS = 8
+FEWEST_SHARDS, USERS_A_SHARD = 8, 1_250
 SESSIONS, TURNS = 6, 10
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 TOPICS = "garden harbour violin marathon sourdough telescope chess kayak pottery orchid".split()
@@ -57,13 +58,13 @@ def session_rows(rng: random.Random, user: int, session: int) -> list[dict[str, 
     ]
 
 
-def run_one(folder: Path) -> None:
+def run_one(folder: Path, shards: int) -> None:
     """Backfill and sleep, in this process and its Ray; print what the reports say."""
     from lightmem_core import load_config
     from lightmem_pipelines.backfill import BackfillRequest, backfill
     from lightmem_pipelines.sleep import SleepRequest, sleep
 
-    config = load_config(FAKES, uri=str(folder / "store"), shards=SHARDS)
+    config = load_config(FAKES, uri=str(folder / "store"), shards=shards)
     built = backfill(config, BackfillRequest((str(folder / "input"),), progress=False))
     slept = sleep(config, SleepRequest(progress=False))
     print(json.dumps({"backfill": built.report, "sleep": slept.report}))
@@ -72,13 +73,14 @@ def run_one(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, nargs="*", default=SIZES)
-    parser.add_argument("--one", type=Path)
+    parser.add_argument("--one", type=Path, help="only run this folder's input, into --shards")
+    parser.add_argument("--shards", type=int)
     args = parser.parse_args()
     if args.one:
-        run_one(args.one)
+        run_one(args.one, args.shards)
         return
     print(environment())
-    print("  users  messages  cpu s  wall s  ms cpu/message  peak RSS MB  peak PSS MB  sleep s")
+    print("  users  shards  messages  cpu s  wall s  ms cpu/message  peak RSS MB  peak PSS MB  sleep s")
     points = [measure(users) for users in args.users]
     for (n, cpu), (m, more) in pairwise(points):
         growth = math.log(more / cpu) / math.log(m / n)
@@ -94,12 +96,14 @@ def measure(users: int) -> tuple[int, float]:
         folder = Path(name)
         (folder / "input").mkdir()
         write_input(folder / "input", users)
-        cost = run_measured([sys.executable, __file__, "--one", name])
+        shards = max(FEWEST_SHARDS, users // USERS_A_SHARD)
+        command = [sys.executable, __file__, "--one", name, "--shards", str(shards)]
+        cost = run_measured(command)
     reports = json.loads(cost.output.splitlines()[-1])
     messages = reports["backfill"]["messages"]["stored"]
     assert messages == users * SESSIONS * TURNS, reports
     print(
-        f"{users:7,}  {messages:8,}  {cost.cpu:5.0f}  {cost.wall:6.0f}"
+        f"{users:7,}  {shards:6}  {messages:8,}  {cost.cpu:5.0f}  {cost.wall:6.0f}"
         f"  {cost.cpu / messages * 1000:14.3f}  {cost.peak_rss / 2**20:11,.0f}"
         f"  {cost.peak_pss / 2**20:11,.0f}  {reports['sleep']['seconds']:7.1f}",
         flush=True,
