@@ -9,10 +9,12 @@ from lightmem_core.long_term.tables import index_anew, small_fragments, unindexe
 if TYPE_CHECKING:
     from lightmem_core.long_term.shard import Shard
 
-# Fragments, or rows of them, that the index on users need not know. Who reads a user scans them:
-# 0.5 ms a fragment, and 2 ms for 5,000 entries. Searches read entries, and hardly ever messages.
+# At so many fragments that the index on users does not know, or rows, it is brought up to date. Who
+# reads a user scans them: 0.5 ms a fragment, and 2 ms for 5,000 entries. Searches read entries, and
+# hardly ever messages. An index is merged whole: that is worth it for no less than a SHARE of it.
 ENTRIES_BEHIND = (4, 4_000)
 MESSAGES_BEHIND = (8, 40_000)
+SHARE = 0.05
 COMPACT_AFTER = 48  # commits: search slows down with the fragments that each one leaves
 REST = 8  # commits
 CROWDED = 20  # small fragments of a table, which a run joins at its end
@@ -28,7 +30,7 @@ def keep_fast(shard: Shard) -> None:
         return
     for table, most in ((shard.entries, ENTRIES_BEHIND), (shard.messages, MESSAGES_BEHIND)):
         fragments, rows = unindexed(table)
-        if fragments >= most[0] or rows >= most[1]:
+        if fragments >= most[0] or rows >= max(most[1], SHARE * table.count_rows()):
             index_anew(table)
 
 

@@ -1,4 +1,4 @@
-"""The reader on Ray Serve: queries that arrive together are embedded together."""
+"""The reader on Ray Serve: queries that wait for the model are embedded together."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ Runs = list[Run]
 @serve.deployment
 class Reader:
     """`OnlineReader`, awaited, one query a call. A model call never keeps those waiting who only
-    read; a query that fails fails alone."""
+    read; a query that cannot be ranked fails alone."""
 
     def __init__(self, config: Config):
         self.reader = OnlineReader(config.memory)

@@ -1,4 +1,4 @@
-"""The writer on Ray Serve: messages that arrive together are made durable together."""
+"""The writer on Ray Serve: messages that wait for a commit are made durable together."""
 
 import asyncio
 from collections.abc import Callable, Sequence

@@ -3,9 +3,9 @@
     make bench-pipeline
 
 For 200, 2,000, 10,000 and 30,000 users of 60 messages, whose messages stand mixed in the input, so
-that they must be shuffled; into a store of a shard for 75,000 messages, at least eight, which two
-processes write. Prints CPU per message, its growth and the peak memory of all processes. A quarter
-of an hour.
+that they must be shuffled; into a store of eight shards, or one for each 100,000 messages, which
+two processes write. Prints CPU per message, its growth and the peak memory of all processes. A
+quarter of an hour.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from measure import environment, run_measured
 
 SIZES = (200, 2_000, 10_000, 30_000)
-FEWEST_SHARDS, USERS_A_SHARD = 8, 1_250
+FEWEST_SHARDS, A_SHARD = 8, 100_000  # messages
 SESSIONS, TURNS = 6, 10
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
 TOPICS = "garden harbour violin marathon sourdough telescope chess kayak pottery orchid".split()
@@ -73,15 +73,16 @@ def run_one(folder: Path, shards: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, nargs="*", default=SIZES)
-    parser.add_argument("--one", type=Path, help="only run this folder's input, into --shards")
-    parser.add_argument("--shards", type=int)
+    parser.add_argument("--shards", type=int, help="of every store")
+    parser.add_argument("--one", type=Path, help="only run this folder's input")
     args = parser.parse_args()
     if args.one:
-        run_one(args.one, args.shards)
+        run_one(args.one, args.shards or FEWEST_SHARDS)
         return
     print(environment())
-    print("  users  shards  messages  cpu s  wall s  ms cpu/message  peak RSS MB  peak PSS MB  sleep s")
-    points = [measure(users) for users in args.users]
+    columns = "shards   messages  cpu s  wall s  ms cpu/message  peak RSS MB  peak PSS MB  sleep s"
+    print(f"  users  {columns}")
+    points = [measure(users, args.shards) for users in args.users]
     for (n, cpu), (m, more) in pairwise(points):
         growth = math.log(more / cpu) / math.log(m / n)
         print(f"CPU grows with exponent {growth:.2f} from {n:,} to {m:,} messages")
@@ -91,19 +92,19 @@ def main() -> None:
     print(f"without the fixed cost of starting: {(more - cpu) / (m - n) * 1000:.3f} ms per message")
 
 
-def measure(users: int) -> tuple[int, float]:
+def measure(users: int, shards: int | None) -> tuple[int, float]:
+    shards = shards or max(FEWEST_SHARDS, users * SESSIONS * TURNS // A_SHARD)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "input").mkdir()
         write_input(folder / "input", users)
-        shards = max(FEWEST_SHARDS, users // USERS_A_SHARD)
         command = [sys.executable, __file__, "--one", name, "--shards", str(shards)]
         cost = run_measured(command)
     reports = json.loads(cost.output.splitlines()[-1])
     messages = reports["backfill"]["messages"]["stored"]
     assert messages == users * SESSIONS * TURNS, reports
     print(
-        f"{users:7,}  {shards:6}  {messages:8,}  {cost.cpu:5.0f}  {cost.wall:6.0f}"
+        f"{users:7,}  {shards:6}  {messages:9,}  {cost.cpu:5.0f}  {cost.wall:6.0f}"
         f"  {cost.cpu / messages * 1000:14.3f}  {cost.peak_rss / 2**20:11,.0f}"
         f"  {cost.peak_pss / 2**20:11,.0f}  {reports['sleep']['seconds']:7.1f}",
         flush=True,
