@@ -227,7 +227,8 @@ def _line(entry: Entry) -> list[str]:
 
 class Stems(dict[str, tuple[int, ...]]):
     """What words of a language are looked up by: the hash of their stem, or of pairs of characters
-    where no spaces are written. Filled as it is asked; for many threads."""
+    where no spaces are written. Filled as it is asked; for many threads of one process, of which
+    the hashes are."""
 
     def __init__(self, language: str):
         super().__init__()

@@ -16,7 +16,7 @@ ENTRIES_BEHIND = (4, 4_000)
 MESSAGES_BEHIND = (8, 40_000)
 SHARE = 0.05
 COMPACT_AFTER = 48  # commits: search slows down with the fragments that each one leaves
-REST = 8  # commits
+REST = 8  # commits after a compaction until the next is tried
 CROWDED = 20  # small fragments of a table, which a run joins at its end
 
 
