@@ -1,5 +1,6 @@
 """The server on Ray Serve: `serve run lightmem_serve.app:build_app config=lightmem.yaml`."""
 
+import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -94,6 +95,8 @@ class AppArgs(BaseModel):
 def build_app(args: AppArgs) -> serve.Application:
     """Make the store if there is none. Raise ConfigError or StoreError before anything is
     deployed."""
+    # Ray, which `serve run` starts next, forks only to exec: the store's library cannot know.
+    warnings.filterwarnings("ignore", message="lancedb fork support")
     config = factory.shipped(load_config(args.config, uri=args.store))
     Upstream.of(config.memory.llm)
     MemoryStore.create(config.memory.store, VectorModel.of(factory.embedder(config.memory)))
