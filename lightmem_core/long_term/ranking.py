@@ -8,10 +8,10 @@ it is about little: where even the best entry holds hardly any of what the query
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, repeat
 
 import numpy as np
 import regex
@@ -31,7 +31,6 @@ STEMMERS = {
     "pt": "portuguese",
     "nl": "dutch",
 }
-MOST_STEMS = 1 << 16  # of a language that are remembered
 SATURATION = 1.2  # BM25's k1
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}]")
 
@@ -127,7 +126,7 @@ class UserIndex:
         spoken = list(chain.from_iterable(lines))
         different = list(dict.fromkeys(spoken))
         self._language = self.model.language_of(different[:: len(different) // SAMPLE + 1])
-        terms = _terms(spoken, self._language)
+        terms = list(map(_terms, spoken, repeat(self._language)))
         row = np.repeat(np.repeat(np.arange(len(lines)), _lengths(lines)), _lengths(terms))
         flat = np.fromiter(chain.from_iterable(terms), np.int64, len(row))
         self._vocabulary, meant = np.unique(flat, return_inverse=True)
@@ -156,7 +155,7 @@ class UserIndex:
         score, weight_of_query = np.zeros(len(self.entries)), 0.0
         for word in asked:
             bits = self.model.bits(word, language)
-            for term in _terms([word], self._language)[0]:
+            for term in _terms(word, self._language):
                 near, held = self._near(term)
                 weight = bits**2 * np.log1p((len(self.entries) - held + 0.5) / (held + 0.5))
                 score += weight * near / (near + SATURATION)
@@ -225,27 +224,14 @@ def _line(entry: Entry) -> list[str]:
     return words(" ".join((*days, entry.speaker, entry.text)))
 
 
-class Stems(dict[str, tuple[int, ...]]):
-    """What words of a language are looked up by: the hash of their stem, or of pairs of characters
-    where no spaces are written. Filled as it is asked; for many threads of one process, of which
-    the hashes are."""
-
-    def __init__(self, language: str):
-        super().__init__()
-        self.language = STEMMERS.get(language)
-
-    def __missing__(self, word: str) -> tuple[int, ...]:
-        self[word] = terms = tuple(map(hash, self._of(word)))
-        return terms
-
-    def _of(self, word: str) -> Iterable[str]:
-        if _UNSPACED.search(word):
-            return [word[i : i + 2] for i in range(max(len(word) - 1, 1))]
-        bare = max(word.split("'"), key=len)
-        return [stem(bare, self.language) if self.language else bare]
-
-
-_stems = cache(Stems)
+@lru_cache(maxsize=1 << 16)
+def _terms(word: str, language: str) -> tuple[int, ...]:
+    """What a word is looked up by: the hash, this process's, of its stem, or of pairs of characters
+    where no spaces are written."""
+    if _UNSPACED.search(word):
+        return tuple(hash(word[i : i + 2]) for i in range(max(len(word) - 1, 1)))
+    bare = max(word.split("'"), key=len)
+    return (hash(stem(bare, STEMMERS[language]) if language in STEMMERS else bare),)
 
 
 def stem(word: str, language: str) -> str:
@@ -253,14 +239,6 @@ def stem(word: str, language: str) -> str:
     import snowballstemmer
 
     return snowballstemmer.stemmer(language).stemWord(word)
-
-
-def _terms(words: Sequence[str], language: str) -> list[tuple[int, ...]]:
-    """What each word is looked up by."""
-    stems = _stems(language)
-    if len(stems) > MOST_STEMS:
-        stems.clear()
-    return list(map(stems.__getitem__, words))
 
 
 def standard(values: np.ndarray) -> np.ndarray:
