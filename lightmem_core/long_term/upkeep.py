@@ -30,7 +30,8 @@ def keep_fast(shard: Shard) -> None:
         return
     for table, most in ((shard.entries, ENTRIES_BEHIND), (shard.messages, MESSAGES_BEHIND)):
         fragments, rows = unindexed(table)
-        if fragments >= most[0] or rows >= max(most[1], SHARE * table.count_rows()):
+        many = rows >= most[1] and rows >= SHARE * table.count_rows()
+        if fragments >= most[0] or many:
             index_anew(table)
 
 
