@@ -31,11 +31,11 @@ class Batching(Generic[A, B]):
         self._running: asyncio.Task[None] | None = None
 
     async def __call__(self, item: A) -> B:
-        future: asyncio.Future[B] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[B] = loop.create_future()
         self._waiting.append((item, future))
         if self._running is None:
             # It serves many requests, so it belongs to none.
-            loop = asyncio.get_running_loop()
             self._running = loop.create_task(self._run(), context=Context())
         return await future
 
