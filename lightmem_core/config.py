@@ -204,6 +204,8 @@ class LimitsConfig(Model):
 class ServeConfig(Model):
     """Queries that come while others are embedded are embedded together, `max_batch_size` at most;
     they are then ranked and sent one after the other, so a CPU wants few of them, and a GPU many.
+    So many `replicas` of the reader have processes of their own; without any the HTTP part reads by
+    itself, which answers soonest on one machine. Each has `cpus`, and so has the writer.
     Without keys (`auth: off`) only this machine is answered; with them a key may ask
     `requests_per_minute`, unless it was made with a limit of its own. Messages that do not fill a
     buffer are extracted after `flush_after_s`. One without a time that says what its session has
@@ -217,7 +219,7 @@ class ServeConfig(Model):
     flush_after_s: float = Field(default=60, gt=0)
     repeat_within_s: float = Field(default=3_600, ge=0)
     max_batch_size: int = Field(default=8, gt=0)
-    replicas: int = Field(default=1, ge=1)
+    replicas: int = Field(default=0, ge=0)
     cpus: float = Field(default=0.5, ge=0)
 
     @field_validator("auth", mode="before")

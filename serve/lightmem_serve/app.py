@@ -1,85 +1,47 @@
 """The server on Ray Serve: `serve run lightmem_serve.app:build_app config=lightmem.yaml`."""
 
 import warnings
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    RaySystemError,
-    RayTaskError,
-    WorkerCrashedError,
-)
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    ReplicaUnavailableError,
-)
 from ray.serve.handle import DeploymentHandle
 
 from lightmem_core import factory, load_config
 from lightmem_core.config import Config
-from lightmem_core.errors import ConfigError, StoreError
+from lightmem_core.errors import ConfigError
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_serve.access import is_loopback
 from lightmem_serve.api import access_of, create_app, server_of
-from lightmem_serve.reading import reader_of
+from lightmem_serve.deployments import Handles, readers_of, writer_of
+from lightmem_serve.reading import AsyncReader
 from lightmem_serve.upstream import Upstream
-from lightmem_serve.writing import writer_of
 
-GONE = (
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    RaySystemError,
-    WorkerCrashedError,
-    DeploymentUnavailableError,
-    ReplicaUnavailableError,
-)
 MOST_AT_ONCE = 1_000  # beyond the server's own limit, which answers what it refuses
-
-
-class Handles:
-    """A reader or writer in another process. While it is replaced, requests are refused."""
-
-    def __init__(self, handle: DeploymentHandle):
-        self.handle = handle
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        method = getattr(self.handle, name)
-
-        async def asked(*args: Any, **named: Any) -> Any:
-            try:
-                return await method.remote(*args, **named)
-            except BackPressureError as error:  # of a limit that Serve's own YAML sets
-                raise StoreError("the server has more requests than it can bear") from error
-            except GONE as error:
-                raise StoreError("a part of the server is being replaced: try again") from error
-            except RayTaskError as error:  # its own text is a traceback, which is the log's
-                raise error.cause from error
-
-        return asked
+HTTP_CPUS = 0.1  # of the HTTP part that does not read
 
 
 @serve.deployment
 @serve.ingress()
 class Api:
-    """The HTTP part. One replica: it counts what each key asks, and works on the bulk uploads."""
+    """The HTTP part. One replica: it counts what each key asks, and works on the bulk uploads. It
+    reads by itself if there are no readers."""
 
-    def __init__(self, config: Config, reader: DeploymentHandle, writer: DeploymentHandle):
+    def __init__(self, config: Config, readers: DeploymentHandle | None, writer: DeploymentHandle):
         check_bound(config)
         check_alone()
-        self.config, self.parts = config, (Handles(reader), Handles(writer))
+        self.config, self.writer = config, Handles(writer)
+        self.reader = AsyncReader(config) if readers is None else Handles(readers)
 
     def __serve_build_asgi_app__(self) -> Any:
         store = MemoryStore.open(self.config.memory.store)
         serving = self.config.serve
-        server = server_of(store, *self.parts, serving, self.config.memory.llm)
+        server = server_of(store, self.reader, self.writer, serving, self.config.memory.llm)
         return create_app(server, access_of(store, serving))
+
+    async def check_health(self) -> None:
+        if isinstance(self.reader, AsyncReader):
+            await self.reader.check_health()
 
 
 class AppArgs(BaseModel):
@@ -100,9 +62,14 @@ def build_app(args: AppArgs) -> serve.Application:
     config = factory.shipped(load_config(args.config, uri=args.store))
     Upstream.of(config.memory.llm)
     MemoryStore.create(config.memory.store, VectorModel.of(factory.embedder(config.memory)))
-    options = {"num_replicas": 1, "max_ongoing_requests": MOST_AT_ONCE}
-    deployment = Api.options(**options, ray_actor_options={"num_cpus": 0.1})
-    return deployment.bind(config, reader_of(config), writer_of(config))
+    serving = config.serve
+    readers = readers_of(config) if serving.replicas else None
+    deployment = Api.options(
+        num_replicas=1,
+        max_ongoing_requests=MOST_AT_ONCE,
+        ray_actor_options={"num_cpus": HTTP_CPUS if readers else serving.cpus},
+    )
+    return deployment.bind(config, readers, writer_of(config))
 
 
 def check_bound(config: Config) -> None:

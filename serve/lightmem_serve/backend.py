@@ -2,14 +2,12 @@
 
 import asyncio
 from asyncio import Lock
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
-from time import perf_counter
 from typing import Annotated, Any, Protocol, TypeVar
 
-from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
 from lightmem_core.config import LLMConfig, ServeConfig
@@ -18,9 +16,8 @@ from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory
 from lightmem_core.online.jobs import JobStore
 from lightmem_core.online.overview import Asked, Changes, Story, TimeLine
-from lightmem_core.online.reader import OnlineReader
 from lightmem_core.online.service import Accepted, Context, Incoming
-from lightmem_core.online.writer import OnlineWriter, WriterStatus
+from lightmem_core.online.writer import WriterStatus
 from lightmem_core.protocols import Filter
 from lightmem_core.types import Entry
 from lightmem_serve.errors import told
@@ -85,44 +82,6 @@ class Writer(Protocol):
 async def in_pool(pool: Executor, call: Callable[..., T], *args: Any) -> T:
     """What a call gives that is made in a thread of `pool`."""
     return await asyncio.get_running_loop().run_in_executor(pool, partial(call, *args))
-
-
-class InThreads:
-    """Makes the calls of a reader or a writer in threads. A caller who leaves does not stop
-    what has begun."""
-
-    def __init__(self, served: Any):
-        self.served = served
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        call = getattr(self.served, name)
-
-        async def made(*args: Any, **named: Any) -> Any:
-            return await run_sync(partial(call, *args, **named), abandon_on_cancel=True)
-
-        return made
-
-
-class ThreadedReader(InThreads):
-    """A reader of this process."""
-
-    def __init__(self, reader: OnlineReader):
-        super().__init__(reader)
-
-    async def search(self, query: Query) -> Searched:
-        started = perf_counter()
-        vectors = await run_sync(self.served.embed, [query], abandon_on_cancel=True)
-        embedded = perf_counter()
-        answer = partial(self.served.answer, [query], vectors)
-        (hits,) = await run_sync(answer, abandon_on_cancel=True)
-        return Searched(hits, embedded - started, perf_counter() - embedded, 1)
-
-
-class ThreadedWriter(InThreads):
-    """A writer of this process."""
-
-    def __init__(self, writer: OnlineWriter):
-        super().__init__(writer)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The reader on Ray Serve: queries that wait for the model are embedded together."""
+"""Reading, awaited: queries that wait for the model are embedded together."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -7,7 +7,6 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
-from ray import serve
 
 from lightmem_core.config import Config
 from lightmem_core.long_term.provenance import Provenance
@@ -31,10 +30,10 @@ Ids = list[str]
 Runs = list[Run]
 
 
-@serve.deployment
-class Reader:
+class AsyncReader:
     """`OnlineReader`, awaited, one query a call. A model call never keeps those waiting who only
-    read; a query that cannot be ranked fails alone."""
+    read; a query that cannot be ranked fails alone. A caller who leaves does not stop what has
+    begun."""
 
     def __init__(self, config: Config):
         self.reader = OnlineReader(config.memory)
@@ -108,15 +107,3 @@ class Reader:
 
     async def _read(self, call: Callable[..., T], *args: Any) -> T:
         return await in_pool(self.threads, call, *args)
-
-
-def reader_of(config: Config) -> serve.Application:
-    """As many replicas as configured. Each takes whatever the server lets in: what waits for its
-    turn waits here, since Serve asks a replica that is full again and again, and takes the CPU that
-    would answer."""
-    limits = config.serve.limits
-    return Reader.options(
-        num_replicas=config.serve.replicas,
-        max_ongoing_requests=limits.in_flight + limits.chats,
-        ray_actor_options={"num_cpus": config.serve.cpus},
-    ).bind(config)

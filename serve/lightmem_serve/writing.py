@@ -1,11 +1,9 @@
-"""The writer on Ray Serve: messages that wait for a commit are made durable together."""
+"""Writing, awaited: messages that wait for a commit are made durable together."""
 
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
-
-from ray import serve
 
 from lightmem_core.config import Config
 from lightmem_core.online.service import Accepted, Incoming
@@ -18,12 +16,10 @@ from lightmem_serve.batching import Batching
 THREADS = 8  # that change entries or extract on request at once
 SLEEPERS = 2  # that sleep or erase, one after the other: they keep nobody else waiting
 TOGETHER = 32  # requests whose messages are made durable by one commit
-MAX_ONGOING = 1_000  # requests, most of which wait for their commit
 T = TypeVar("T")
 
 
-@serve.deployment
-class Writer:
+class AsyncWriter:
     """`OnlineWriter`, awaited, one for a store. It may be killed at any time: what it accepted is
     in the store, and its successor goes on with what it had begun."""
 
@@ -76,12 +72,3 @@ class Writer:
 
     async def _write(self, call: Callable[..., T], *args: Any) -> T:
         return await in_pool(self.threads, call, *args)
-
-
-def writer_of(config: Config) -> serve.Application:
-    """One replica: a second one waits for the lease of the first, and fails after 90 seconds."""
-    return Writer.options(
-        num_replicas=1,
-        max_ongoing_requests=MAX_ONGOING,
-        ray_actor_options={"num_cpus": config.serve.cpus},
-    ).bind(config)

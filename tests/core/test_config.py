@@ -53,7 +53,7 @@ def test_without_a_file_there_is_one_default():
         ("memory: {store: }", r"memory\.store"),
         ("pipelines: {pools: [{steps: [embedd]}]}", r"pipelines\.pools\.0\.steps\.0"),
         ("pipelines: {pools: [{steps: [embed], actors: [3, 1]}]}", "no range of at least one"),
-        ("serve: {replicas: 0}", r"serve\.replicas"),
+        ("serve: {replicas: -1}", r"serve\.replicas"),
     ],
 )
 def test_a_bad_key_is_named_with_its_file(written: Callable[[str], Path], text: str, problem: str):

@@ -23,10 +23,9 @@ from lightmem_core.config import Config
 from lightmem_core.factory import embedder
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.online.keys import UNKNOWN_S, KeyRing, NewKey
-from lightmem_core.online.reader import OnlineReader
-from lightmem_core.online.writer import OnlineWriter
 from lightmem_serve.api import access_of, create_app, server_of
-from lightmem_serve.backend import ThreadedReader, ThreadedWriter
+from lightmem_serve.reading import AsyncReader
+from lightmem_serve.writing import AsyncWriter
 
 TESTS = Path(__file__).parents[1]
 FAKES = TESTS.parent / "pipelines" / "configs" / "fakes.yaml"
@@ -104,12 +103,9 @@ def unused_port(host: str = "127.0.0.1") -> int:
 @contextmanager
 def run_server(config: Config, host: str = "127.0.0.1") -> Iterator[Running]:
     """Serve the store of a configuration until the block ends."""
-    writer = OnlineWriter(config)
-    writer.start()
-    reader = OnlineReader(config.memory)
-    store = writer.shared.store
-    backend = ThreadedReader(reader), ThreadedWriter(writer)
-    served = server_of(store, *backend, config.serve, config.memory.llm)
+    writer = AsyncWriter(config)
+    store = writer.writer.shared.store
+    served = server_of(store, AsyncReader(config), writer, config.serve, config.memory.llm)
     app = create_app(served, access_of(store, config.serve))
     port = unused_port(host)
     settings = uvicorn.Config(app, host=host, port=port, log_level="warning", lifespan="on")
@@ -124,7 +120,7 @@ def run_server(config: Config, host: str = "127.0.0.1") -> Iterator[Running]:
     yield running
     server.should_exit = True
     thread.join()
-    writer.close()
+    writer.writer.close()
 
 
 @contextmanager

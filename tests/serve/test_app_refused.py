@@ -13,7 +13,8 @@ from ray.serve.schema import ApplicationStatus
 from lightmem_core import load_config
 from lightmem_core.errors import StoreError
 from lightmem_pipelines.cluster import ray_session
-from lightmem_serve.app import AppArgs, Handles, build_app
+from lightmem_serve.app import AppArgs, build_app
+from lightmem_serve.deployments import Handles
 
 pytestmark = pytest.mark.ray
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"

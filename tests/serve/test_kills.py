@@ -27,7 +27,7 @@ from lightmem_serve.client import ApiError, MemoryClient
 pytestmark = pytest.mark.ray
 
 FAKES = Path(__file__).parents[2] / "pipelines" / "configs" / "fakes.yaml"
-PARTS = ("Writer", "Reader", "Api", "ProxyActor", "ServeController")
+PARTS = ("Writer", "Api", "ProxyActor", "ServeController")
 USERS = 3
 PATIENCE_S = 120
 PAGE = 1_000
@@ -102,14 +102,20 @@ class Clients:
                 number += 1
 
 
+@pytest.fixture(params=[0, 1], ids=["no readers", "a reader"])
+def readers(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
+def config(tmp_path: Path, readers: int) -> Path:
     """Of a server that extracts what it was told after a moment, by fakes."""
     tree = yaml.safe_load(FAKES.read_text())
     tree["memory"] |= {"generator": {"use": "verbatim"}}
     tree["memory"]["store"] = {"uri": str(tmp_path / "store"), "shards": 2}
     tree["pipelines"] |= {"num_cpus": 2}
     tree["serve"] = {"cpus": 0.2, "flush_after_s": 0.5, "requests_per_minute": 100_000}
+    tree["serve"]["replicas"] = readers
     path = tmp_path / "serve.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -123,14 +129,14 @@ def key(config: Path) -> str:
 
 
 def test_what_a_server_acknowledged_outlives_each_of_its_parts_and_itself(
-    config: Path, key: str, free_port: int, deploy: Callable[..., Any]
+    config: Path, readers: int, key: str, free_port: int, deploy: Callable[..., Any]
 ):
     url = f"http://127.0.0.1:{free_port}"
     clients = Clients(url, key)
     with deploy(config, free_port) as process, clients.running():
         server = Server(process)
         clients.more(5)
-        for part in PARTS:
+        for part in (*PARTS, *["Reader"] * readers):
             server.kill(part)
             clients.more(5)
         server.kill_all()

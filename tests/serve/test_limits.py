@@ -209,11 +209,11 @@ def test_a_server_that_could_take_no_message_is_not_ready(start):
         running.app.state.runner.trouble = ""
         time.sleep(1.1)
         assert running.call("GET", "/health").status == 200
-        hold = running.app.state.server.writer.served.shared.hold
+        hold = running.app.state.server.writer.writer.shared.hold
         hold.release()
         time.sleep(1.1)
         assert running.call("GET", "/health").status == 503
-        with running.app.state.server.writer.served.shared.gate.alone():  # as an erase does
+        with running.app.state.server.writer.writer.shared.gate.alone():  # as an erase does
             time.sleep(1.1)
             assert running.call("GET", "/health").status == 200
         hold.take()
@@ -221,7 +221,7 @@ def test_a_server_that_could_take_no_message_is_not_ready(start):
 
 def test_health_is_looked_at_once_a_second_whoever_asks(start):
     with start() as running:
-        reader = running.app.state.server.reader.served
+        reader = running.app.state.server.reader.reader
         embed, embedded = reader.embed, []
         reader.embed = lambda queries: (embedded.extend(queries), embed(queries))[1]
         began = time.monotonic()

@@ -8,7 +8,14 @@ import pytest
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from lightmem_core.config import Component, Config, MemoryConfig, PipelinesConfig, StoreConfig
+from lightmem_core.config import (
+    Component,
+    Config,
+    MemoryConfig,
+    PipelinesConfig,
+    ServeConfig,
+    StoreConfig,
+)
 from lightmem_core.encoders.hashing import HashEmbedder
 from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.store import MemoryStore, VectorModel
@@ -16,7 +23,7 @@ from lightmem_core.online.filters import parse
 from lightmem_core.online.inbox import Inbox, Waiting
 from lightmem_core.online.reader import OnlineReader
 from lightmem_pipelines.cluster import ray_session
-from lightmem_serve.reading import reader_of
+from lightmem_serve.deployments import readers_of
 
 pytestmark = pytest.mark.ray
 
@@ -36,14 +43,15 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         for at, text in enumerate(SAID)
     ]
     Inbox.of(made, "user0").accept(rows)
-    return Config(memory=memory, pipelines=PipelinesConfig(num_cpus=2))
+    pipelines, serving = PipelinesConfig(num_cpus=2), ServeConfig(replicas=2)
+    return Config(memory=memory, pipelines=pipelines, serve=serving)
 
 
 @pytest.fixture(scope="module")
 def handle(config: Config) -> Iterator[DeploymentHandle]:
     with ray_session(config.pipelines):
         serve.start(http_options={"host": None})  # pyright: ignore[reportArgumentType]
-        yield serve.run(reader_of(config))
+        yield serve.run(readers_of(config))
         serve.shutdown()
 
 

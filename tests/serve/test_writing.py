@@ -17,7 +17,7 @@ from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.online.inbox import Inbox
 from lightmem_core.online.service import Incoming
 from lightmem_pipelines.cluster import ray_session
-from lightmem_serve.writing import writer_of
+from lightmem_serve.deployments import writer_of
 
 pytestmark = pytest.mark.ray
 
