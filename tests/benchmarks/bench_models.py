@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from measure import environment, run_measured
@@ -43,7 +44,7 @@ def main() -> None:
         here = str(Path(__file__).parent)
         os.environ["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
         cost = run_measured([sys.executable, __file__, sys.argv[1], str(Path(name, "store"))])
-        spent = sum(float(file.read_text()) for file in forward.iterdir())
+        spent = sum((Counter(json.loads(f.read_text())) for f in forward.iterdir()), Counter())
     report = json.loads(cost.output.splitlines()[-1])
     messages = report["messages"]["read"]
     print(environment())
@@ -51,7 +52,9 @@ def main() -> None:
         f"{messages:,} messages, {report['tokens_before']:,} tokens, {report['entries']:,} entries"
     )
     print(f"{cost.cpu:.0f} CPU seconds, {cost.cpu / messages * 1000:.1f} ms a message")
-    print(f"{spent:.0f} of them in forward passes: {spent / cost.cpu:.0%}")
+    inside, pooling = spent["forward"], spent["pooling"]
+    print(f"{inside:.0f} of them in forward passes: {inside / cost.cpu:.0%}", end=", ")
+    print(f"{(inside - pooling) / cost.cpu:.0%} without what pools attention inside them")
     for name, step in report["steps"].items():
         print(f"  {name:<9}{step['seconds']:8.1f} s")
 
