@@ -1,6 +1,7 @@
 """The server on Ray Serve: `serve run lightmem_serve.app:build_app config=lightmem.yaml`."""
 
 import warnings
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -40,8 +41,11 @@ class Api:
         return create_app(server, access_of(store, serving))
 
     async def check_health(self) -> None:
+        """It stays whatever becomes of the store, and refuses what it cannot read: one that starts
+        in its place would read no better, and answer nobody."""
         if isinstance(self.reader, AsyncReader):
-            await self.reader.check_health()
+            with suppress(Exception):
+                await self.reader.check_health()
 
 
 class AppArgs(BaseModel):

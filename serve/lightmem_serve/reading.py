@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lightmem_core.config import Config
+from lightmem_core.errors import StoreError
 from lightmem_core.long_term.provenance import Provenance
 from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.runs import Run
@@ -39,6 +40,7 @@ class AsyncReader:
         self.reader = OnlineReader(config.memory)
         self.threads = ThreadPoolExecutor(THREADS, "read")
         self.searchers = ThreadPoolExecutor(SEARCHERS, "search")
+        self.trouble = ""
         self.embedded = Batching(self._embedded, config.serve.max_batch_size)
         self.reader.embed([Query("", "loads the model")])  # before the first request comes
 
@@ -61,7 +63,7 @@ class AsyncReader:
         """To look for whose an id is keeps none waiting who names a user."""
         if user_id or self.reader.known_owner(memory_id):
             return await self._read(self.reader.get, memory_id, user_id)
-        return await in_pool(self.searchers, self.reader.get, memory_id)
+        return await self._read(self.reader.get, memory_id, threads=self.searchers)
 
     async def written(self, user_id: str, message_ids: Sequence[str]) -> Entries:
         return await self._read(self.reader.written, user_id, message_ids)
@@ -101,9 +103,17 @@ class AsyncReader:
         return await self._read(self.reader.run, run_id)
 
     async def check_health(self) -> None:
-        """Raise StoreError if the store holds other vectors than when this replica was started. It
-        waits for no reads: who is busy is not ill."""
-        await asyncio.to_thread(self.reader.store.confirm)
+        """Raise StoreError if the store holds other vectors than when this was begun; from then on
+        nothing more is read. It waits for no reads: who is busy is not ill."""
+        try:
+            await asyncio.to_thread(self.reader.store.confirm)
+        except StoreError as error:
+            self.trouble = str(error)
+            raise
 
-    async def _read(self, call: Callable[..., T], *args: Any) -> T:
-        return await in_pool(self.threads, call, *args)
+    async def _read(
+        self, call: Callable[..., T], *args: Any, threads: ThreadPoolExecutor | None = None
+    ) -> T:
+        if self.trouble:
+            raise StoreError(self.trouble)
+        return await in_pool(threads or self.threads, call, *args)

@@ -1,6 +1,7 @@
-"""What Ray Serve is not let do with the server."""
+"""What Ray Serve is not let do with the server, and what a server does no more."""
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RaySys
 from ray.serve.schema import ApplicationStatus
 
 from lightmem_core import load_config
+from lightmem_core.encoders.hashing import HashEmbedder
 from lightmem_core.errors import StoreError
+from lightmem_core.long_term import reembed
+from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_pipelines.cluster import ray_session
 from lightmem_serve.app import AppArgs, build_app
 from lightmem_serve.deployments import Handles
@@ -53,6 +57,19 @@ def test_without_keys_no_other_machine_is_answered(refusal):
 def test_the_http_part_is_alone(refusal):
     said = refusal("127.0.0.1", "{auth: off, cpus: 0.2}", num_replicas=2)
     assert "which must be alone" in said
+
+
+def test_a_server_of_the_old_vectors_stays_and_refuses(start):
+    with start(deployed=True) as running:
+        asked = {"user_id": "ada", "query": "cats"}
+        running.done("POST", "/search", asked)
+        store = MemoryStore.open(running.config.memory.store)
+        reembed.switch(store, reembed.next_generation(store, VectorModel.of(HashEmbedder(24))))
+        end = time.monotonic() + 60
+        while (reply := running.call("POST", "/search", asked)).status == 200:
+            assert time.monotonic() < end, "it reads on"
+            time.sleep(0.5)
+        assert (reply.status, "cannot do this now" in str(reply.body)) == (503, True)
 
 
 @pytest.mark.anyio

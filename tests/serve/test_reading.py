@@ -1,8 +1,9 @@
-"""The reader behind Ray Serve answers what it answers without."""
+"""The reader behind Ray Serve answers what it answers without, and says when it reads no more."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from ray import serve
@@ -17,6 +18,8 @@ from lightmem_core.config import (
     StoreConfig,
 )
 from lightmem_core.encoders.hashing import HashEmbedder
+from lightmem_core.errors import StoreError
+from lightmem_core.long_term import reembed
 from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.online.filters import parse
@@ -24,6 +27,7 @@ from lightmem_core.online.inbox import Inbox, Waiting
 from lightmem_core.online.reader import OnlineReader
 from lightmem_pipelines.cluster import ray_session
 from lightmem_serve.deployments import readers_of
+from lightmem_serve.reading import AsyncReader
 
 pytestmark = pytest.mark.ray
 
@@ -85,3 +89,19 @@ def test_everything_else_is_answered_too_and_errors_keep_their_kind(
         handle.history.remote("21", "user3").result(timeout_s=60)
     with pytest.raises(ValueError, match="begin with the first page"):
         handle.list.remote("user2", 9, "nothing").result(timeout_s=60)
+
+
+@pytest.mark.anyio
+async def test_nothing_is_read_once_the_store_has_other_vectors(config: Config, tmp_path: Path):
+    place = StoreConfig(uri=str(tmp_path / "store"))
+    store = MemoryStore.create(place, VectorModel.of(HashEmbedder(16)))
+    memory = config.memory.model_copy(update={"store": place})
+    reader = AsyncReader(config.model_copy(update={"memory": memory}))
+    await reader.check_health()
+    assert (await reader.search(Query("ada", "beagle"))).hits == []
+    reembed.switch(store, reembed.next_generation(store, VectorModel.of(HashEmbedder(24))))
+    with pytest.raises(StoreError, match="was switched"):
+        await reader.check_health()
+    for asked in (reader.search(Query("ada", "beagle")), reader.users(3), reader.get("0" * 32)):
+        with pytest.raises(StoreError, match="configure that embedder"):
+            await asked
