@@ -203,9 +203,9 @@ class LimitsConfig(Model):
 
 class ServeConfig(Model):
     """Queries that come while others are embedded are embedded together, `max_batch_size` at most;
-    they are then ranked and sent one after the other, so a CPU wants few of them, and a GPU many.
-    So many `replicas` of the reader have processes of their own; without any the HTTP part reads by
-    itself, which answers soonest on one machine. Each has `cpus`, and so has the writer.
+    they are then ranked and sent one after the other, so that few wait little for each other, and
+    many are embedded for less. `replicas`: readers in processes of their own; with 0 the HTTP part
+    reads. Each reader, or the HTTP part in its place, and the writer reserve `cpus`.
     Without keys (`auth: off`) only this machine is answered; with them a key may ask
     `requests_per_minute`, unless it was made with a limit of its own. Messages that do not fill a
     buffer are extracted after `flush_after_s`. One without a time that says what its session has

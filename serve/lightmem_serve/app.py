@@ -1,5 +1,6 @@
 """The server on Ray Serve: `serve run lightmem_serve.app:build_app config=lightmem.yaml`."""
 
+import asyncio
 import warnings
 from contextlib import suppress
 from typing import Any
@@ -20,6 +21,7 @@ from lightmem_serve.upstream import Upstream
 
 MOST_AT_ONCE = 1_000  # beyond the server's own limit, which answers what it refuses
 HTTP_CPUS = 0.1  # of the HTTP part that does not read
+CHECK_S = 10.0  # that a look at the store may take
 
 
 @serve.deployment
@@ -41,11 +43,13 @@ class Api:
         return create_app(server, access_of(store, serving))
 
     async def check_health(self) -> None:
-        """It stays whatever becomes of the store, and refuses what it cannot read: one that starts
-        in its place would read no better, and answer nobody."""
+        """Serve asks readers of their own by itself. With its own it stays whatever becomes of the
+        store, and refuses what it cannot read: one that starts in its place would read no better,
+        and answer nobody."""
         if isinstance(self.reader, AsyncReader):
             with suppress(Exception):
-                await self.reader.check_health()
+                async with asyncio.timeout(CHECK_S):
+                    await self.reader.check_health()
 
 
 class AppArgs(BaseModel):

@@ -63,21 +63,18 @@ def readers_of(config: Config) -> serve.Application:
     turn waits here, since Serve asks a replica that is full again and again, and takes the CPU that
     would answer."""
     limits = config.serve.limits
-    options: dict[str, Any] = {
-        "name": "Reader",
-        "num_replicas": config.serve.replicas,
-        "max_ongoing_requests": limits.in_flight + limits.chats,
-        "ray_actor_options": {"num_cpus": config.serve.cpus},
-    }
-    return serve.deployment(**options)(AsyncReader).bind(config)
+    options = {"name": "Reader", "num_replicas": config.serve.replicas}
+    return _deployed(AsyncReader, config, options, limits.in_flight + limits.chats)
 
 
 def writer_of(config: Config) -> serve.Application:
     """One replica: a second one waits for the lease of the first, and fails after 90 seconds."""
-    options: dict[str, Any] = {
-        "name": "Writer",
-        "num_replicas": 1,
-        "max_ongoing_requests": MOST_WRITES,
-        "ray_actor_options": {"num_cpus": config.serve.cpus},
-    }
-    return serve.deployment(**options)(AsyncWriter).bind(config)
+    return _deployed(AsyncWriter, config, {"name": "Writer", "num_replicas": 1}, MOST_WRITES)
+
+
+def _deployed(
+    part: type, config: Config, options: dict[str, Any], at_once: int
+) -> serve.Application:
+    cpus = {"num_cpus": config.serve.cpus}
+    options |= {"max_ongoing_requests": at_once, "ray_actor_options": cpus}
+    return serve.deployment(**options)(part).bind(config)

@@ -1,6 +1,5 @@
 """Reading, awaited: queries that wait for the model are embedded together."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
@@ -10,7 +9,6 @@ import numpy as np
 
 from lightmem_core.config import Config
 from lightmem_core.errors import StoreError
-from lightmem_core.long_term.provenance import Provenance
 from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory
@@ -40,6 +38,7 @@ class AsyncReader:
         self.reader = OnlineReader(config.memory)
         self.threads = ThreadPoolExecutor(THREADS, "read")
         self.searchers = ThreadPoolExecutor(SEARCHERS, "search")
+        self.checks = ThreadPoolExecutor(1, "check")
         self.trouble = ""
         self.embedded = Batching(self._embedded, config.serve.max_batch_size)
         self.reader.embed([Query("", "loads the model")])  # before the first request comes
@@ -81,9 +80,6 @@ class AsyncReader:
     async def history(self, memory_id: str, user_id: str) -> EntryHistory:
         return await self._read(self.reader.history, memory_id, user_id)
 
-    async def provenance(self, entry_id: str, user_id: str) -> Provenance:
-        return await self._read(self.reader.provenance, entry_id, user_id)
-
     async def story(self, entry_id: str, user_id: str, reach: int) -> Story:
         return await self._read(self.reader.story, entry_id, user_id, reach)
 
@@ -106,7 +102,7 @@ class AsyncReader:
         """Raise StoreError if the store holds other vectors than when this was begun; from then on
         nothing more is read. It waits for no reads: who is busy is not ill."""
         try:
-            await asyncio.to_thread(self.reader.store.confirm)
+            await in_pool(self.checks, self.reader.store.confirm)
         except StoreError as error:
             self.trouble = str(error)
             raise

@@ -56,11 +56,11 @@ class AsyncWriter:
         return self.writer.status()
 
     async def check(self) -> None:
-        """Raise StoreError if this replica can write no more."""
+        """Raise StoreError if this one can write no more."""
         await asyncio.to_thread(self.writer.check)
 
     async def check_health(self) -> None:
-        """Of a replica that cannot, another one takes the place."""
+        """Another one takes the place of one that cannot."""
         await self.check()
 
     def __del__(self):

@@ -78,6 +78,15 @@ def test_a_search_answers_what_the_retrieval_object_answers(server):
     assert answer["results"][0]["sources"]
 
 
+def test_the_http_part_reads_by_itself_unless_there_are_readers(server, tmp_path):
+    assert serve.status().applications["default"].deployments.keys() == {"Api", "Writer"}
+    path = tmp_path / "readers.yaml"
+    path.write_text(f"{FAKES.read_text()}\nserve: {{replicas: 2}}\n")
+    app = build_app(AppArgs(config=str(path), store=str(tmp_path / "store")))
+    readers = app._bound_deployment.init_args[1]._bound_deployment
+    assert (readers.name, readers.num_replicas) == ("Reader", 2)
+
+
 def test_a_user_never_sees_the_memories_of_another(server):
     url, _ = server
     for user in ("nobody", "ada' OR '1'='1", "%"):

@@ -59,7 +59,7 @@ def test_the_http_part_is_alone(refusal):
     assert "which must be alone" in said
 
 
-def test_a_server_of_the_old_vectors_stays_and_refuses(start):
+def test_a_server_of_the_old_vectors_refuses_to_read(start):
     with start(deployed=True) as running:
         asked = {"user_id": "ada", "query": "cats"}
         running.done("POST", "/search", asked)

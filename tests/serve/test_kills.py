@@ -87,6 +87,17 @@ class Clients:
             assert time.monotonic() < end, "the server does not come back"
             time.sleep(0.05)
 
+    def find(self) -> None:
+        """Wait until a search finds what was acknowledged."""
+        end = time.monotonic() + PATIENCE_S
+        with MemoryClient(self.url, self.key, retries=0, timeout_s=20) as client:
+            while time.monotonic() < end:
+                with suppress(ApiError):
+                    if client.search("says", user_id="user 0").results:
+                        return
+                time.sleep(0.1)
+        raise AssertionError("nothing is found")
+
     def _send(self, user: str) -> None:
         number = 0
         with MemoryClient(self.url, self.key, retries=0, timeout_s=20) as client:
@@ -139,6 +150,7 @@ def test_what_a_server_acknowledged_outlives_each_of_its_parts_and_itself(
         for part in (*PARTS, *["Reader"] * readers):
             server.kill(part)
             clients.more(5)
+        clients.find()
         server.kill_all()
     with deploy(config, free_port), MemoryClient(url, key) as client:
         for user, taken in clients.acknowledged.items():

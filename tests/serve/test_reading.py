@@ -18,7 +18,7 @@ from lightmem_core.config import (
     StoreConfig,
 )
 from lightmem_core.encoders.hashing import HashEmbedder
-from lightmem_core.errors import StoreError
+from lightmem_core.errors import ConfigError, StoreError
 from lightmem_core.long_term import reembed
 from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.store import MemoryStore, VectorModel
@@ -26,7 +26,7 @@ from lightmem_core.online.filters import parse
 from lightmem_core.online.inbox import Inbox, Waiting
 from lightmem_core.online.reader import OnlineReader
 from lightmem_pipelines.cluster import ray_session
-from lightmem_serve.deployments import readers_of
+from lightmem_serve.deployments import Handles, readers_of
 from lightmem_serve.reading import AsyncReader
 
 pytestmark = pytest.mark.ray
@@ -89,6 +89,14 @@ def test_everything_else_is_answered_too_and_errors_keep_their_kind(
         handle.history.remote("21", "user3").result(timeout_s=60)
     with pytest.raises(ValueError, match="begin with the first page"):
         handle.list.remote("user2", 9, "nothing").result(timeout_s=60)
+
+
+@pytest.mark.anyio
+async def test_the_http_part_is_told_the_error_itself(handle: DeploymentHandle):
+    asked = Handles(handle)
+    assert (await asked.search(Query("user1", "beagle", 9))).hits
+    with pytest.raises(ConfigError, match="names no reranker"):
+        await asked.search(Query("user1", "beagle", 9, rerank=True))
 
 
 @pytest.mark.anyio
