@@ -62,19 +62,23 @@ def readers_of(config: Config) -> serve.Application:
     """As many replicas as configured. Each takes whatever the server lets in: what waits for its
     turn waits here, since Serve asks a replica that is full again and again, and takes the CPU that
     would answer."""
-    limits = config.serve.limits
-    options = {"name": "Reader", "num_replicas": config.serve.replicas}
-    return _deployed(AsyncReader, config, options, limits.in_flight + limits.chats)
+    serving = config.serve
+    at_once = serving.limits.in_flight + serving.limits.chats
+    return _deployed(AsyncReader, "Reader", serving.replicas, at_once, config)
 
 
 def writer_of(config: Config) -> serve.Application:
     """One replica: a second one waits for the lease of the first, and fails after 90 seconds."""
-    return _deployed(AsyncWriter, config, {"name": "Writer", "num_replicas": 1}, MOST_WRITES)
+    return _deployed(AsyncWriter, "Writer", 1, MOST_WRITES, config)
 
 
 def _deployed(
-    part: type, config: Config, options: dict[str, Any], at_once: int
+    part: type, name: str, replicas: int, at_once: int, config: Config
 ) -> serve.Application:
-    cpus = {"num_cpus": config.serve.cpus}
-    options |= {"max_ongoing_requests": at_once, "ray_actor_options": cpus}
+    options: dict[str, Any] = {
+        "name": name,
+        "num_replicas": replicas,
+        "max_ongoing_requests": at_once,
+        "ray_actor_options": {"num_cpus": config.serve.cpus},
+    }
     return serve.deployment(**options)(part).bind(config)

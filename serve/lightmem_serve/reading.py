@@ -60,9 +60,9 @@ class AsyncReader:
 
     async def get(self, memory_id: str, user_id: str | None = None) -> Entry | None:
         """To look for whose an id is keeps none waiting who names a user."""
-        if user_id or self.reader.known_owner(memory_id):
-            return await self._read(self.reader.get, memory_id, user_id)
-        return await self._read(self.reader.get, memory_id, threads=self.searchers)
+        known = user_id or self.reader.known_owner(memory_id)
+        threads = self.threads if known else self.searchers
+        return await self._read(self.reader.get, memory_id, user_id, threads=threads)
 
     async def written(self, user_id: str, message_ids: Sequence[str]) -> Entries:
         return await self._read(self.reader.written, user_id, message_ids)

@@ -56,6 +56,13 @@ class Server:
         return psutil.Process(self.process.pid).children(recursive=True)
 
 
+def until(done: Callable[[], bool], otherwise: str) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not done():
+        assert time.monotonic() < end, otherwise
+        time.sleep(0.05)
+
+
 @dataclass
 class Clients:
     """One for each user, which sends message after message, each until it is acknowledged."""
@@ -82,21 +89,21 @@ class Clients:
     def more(self, count: int) -> None:
         """Wait until each user has so many more messages acknowledged than now."""
         wanted = {user: len(taken) + count for user, taken in self.acknowledged.items()}
-        end = time.monotonic() + PATIENCE_S
-        while any(len(self.acknowledged[user]) < least for user, least in wanted.items()):
-            assert time.monotonic() < end, "the server does not come back"
-            time.sleep(0.05)
+        until(
+            lambda: all(len(self.acknowledged[user]) >= least for user, least in wanted.items()),
+            "the server does not come back",
+        )
 
     def find(self) -> None:
         """Wait until a search finds what was acknowledged."""
-        end = time.monotonic() + PATIENCE_S
         with MemoryClient(self.url, self.key, retries=0, timeout_s=20) as client:
-            while time.monotonic() < end:
+
+            def found() -> bool:
                 with suppress(ApiError):
-                    if client.search("says", user_id="user 0").results:
-                        return
-                time.sleep(0.1)
-        raise AssertionError("nothing is found")
+                    return bool(client.search("says", user_id="user 0").results)
+                return False
+
+            until(found, "nothing is found")
 
     def _send(self, user: str) -> None:
         number = 0
