@@ -24,12 +24,7 @@ from lightmem_core.long_term.mentions import (
     without_error,
 )
 from lightmem_core.long_term.store import MemoryStore, table_names
-from lightmem_core.long_term.tables import (
-    FRAGMENT_ROWS,
-    SCAN_ROWS,
-    of_users,
-    read_batches,
-)
+from lightmem_core.long_term.tables import join_fragments, of_users, read_batches
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -132,12 +127,7 @@ def _rewrite(table: Table, where: str | None) -> None:
     if where and table.count_rows(where):
         table.delete(where)
     dataset = table.to_lance()
-    dataset.optimize.compact_files(
-        target_rows_per_fragment=FRAGMENT_ROWS,
-        materialize_deletions_threshold=0.0,
-        num_threads=1,
-        batch_size=SCAN_ROWS,
-    )
+    join_fragments(dataset, deleted=0.0)
     for index in dataset.describe_indices():
         if not index.name.startswith("__"):
             kind: Any = index.index_type.upper()

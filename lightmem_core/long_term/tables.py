@@ -16,11 +16,13 @@ from lightmem_core.schema import schema_of
 from lightmem_core.types import Entry, Message
 
 if TYPE_CHECKING:
+    from lance import LanceDataset
     from lancedb.db import DBConnection
     from lancedb.table import Table
 
 FRAGMENT_ROWS = 50_000  # a fragment of so many rows is left alone: none is rewritten for ever
 SCAN_ROWS = 1_024  # that compaction holds at a time
+FILE_VERSION = "2.1"  # of what it writes: a user's rows are read a third faster than from "2.2"
 VERSIONS = 100  # of a small table
 KEPT = timedelta(hours=1)  # old versions: as long as a reader may take
 ATTEMPTS = 6  # at a commit, each of which LanceDB itself repeats for 30 seconds
@@ -285,7 +287,16 @@ def _unless_in_the_way(table: Table, commit: Callable[[], object]) -> None:
 
 def _join_fragments(table: Table) -> None:
     dataset = table.to_lance()
-    dataset.optimize.compact_files(
-        target_rows_per_fragment=FRAGMENT_ROWS, num_threads=1, batch_size=SCAN_ROWS
-    )
+    join_fragments(dataset)
     dataset.optimize.optimize_indices()
+
+
+def join_fragments(dataset: LanceDataset, deleted: float = 0.1) -> None:
+    """Write small fragments as one, and anew what has lost more than the share `deleted`."""
+    dataset.optimize.compact_files(
+        target_rows_per_fragment=FRAGMENT_ROWS,
+        materialize_deletions_threshold=deleted,
+        num_threads=1,
+        batch_size=SCAN_ROWS,
+        data_storage_version=FILE_VERSION,
+    )

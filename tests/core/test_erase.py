@@ -106,9 +106,9 @@ def test_the_bytes_are_gone_from_every_file(
 def test_a_fragment_larger_than_compaction_would_touch_is_written_again(
     store: MemoryStore, put: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("lightmem_core.long_term.erase.FRAGMENT_ROWS", 10)
     put(store, "ada", "eve-the-erased", count=100)
     store.shards[0].compact()
+    monkeypatch.setattr("lightmem_core.long_term.tables.FRAGMENT_ROWS", 10)
     erase_rows(store, "eve-the-erased")
     assert naming(store, "eve-the-erased") == []
     assert store.shards[0].entries.count_rows() == 100
