@@ -60,6 +60,10 @@ class OnlineReader:
         """float32, shape (len(queries), dim)."""
         return self.retrieval.embed(queries)
 
+    def prepare(self, user_id: str) -> None:
+        """Read and index what the user has, so that `answer` need not."""
+        self.retrieval.index(user_id)
+
     def answer(
         self, queries: Sequence[Query], vectors: np.ndarray
     ) -> builtins.list[builtins.list[Hit]]:

@@ -1,7 +1,9 @@
 """Reading, awaited: queries that wait for the model are embedded together."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -45,10 +47,19 @@ class AsyncReader:
 
     async def search(self, query: Query) -> Searched:
         started = perf_counter()
+        ahead = asyncio.create_task(self._prepare(query))
         vector, batch = await self.embedded(query)
         embedded = perf_counter()
+        await ahead
         (hits,) = await self._read(self.reader.answer, [query], vector[None])
         return Searched(hits, embedded - started, perf_counter() - embedded, batch)
+
+    async def _prepare(self, query: Query) -> None:
+        """Read what is to be ranked while the query waits for the model. What fails here fails
+        again, and is told, where it is ranked."""
+        if query.as_of is None:
+            with suppress(Exception):
+                await self._read(self.reader.prepare, query.user_id)
 
     def _embedded(self, queries: list[Query]) -> list[tuple[np.ndarray, int]]:
         """The vector of each query, and how many were embedded together."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Event
 
+import numpy as np
 import pytest
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -97,6 +99,28 @@ async def test_the_http_part_is_told_the_error_itself(handle: DeploymentHandle):
     assert (await asked.search(Query("user1", "beagle", 9))).hits
     with pytest.raises(ConfigError, match="names no reranker"):
         await asked.search(Query("user1", "beagle", 9, rerank=True))
+
+
+@pytest.mark.anyio
+async def test_what_is_searched_is_read_while_the_query_waits_for_the_model(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    reader, read = AsyncReader(config), Event()
+    prepare, embed = reader.reader.prepare, reader.reader.embed
+
+    def prepared(user_id: str) -> None:
+        prepare(user_id)
+        read.set()
+
+    def embedded(queries: Sequence[Query]) -> np.ndarray:
+        assert read.wait(30), "nobody reads until the model is done"
+        return embed(queries)
+
+    monkeypatch.setattr(reader.reader, "prepare", prepared)
+    monkeypatch.setattr(reader.reader, "embed", embedded)
+    assert (await reader.search(Query("user1", "beagle"))).hits[0].entry.text == SAID[0]
+    with pytest.raises(StoreError, match="half a character"):
+        await reader.search(Query("\ud800", "what cannot be read is told"))
 
 
 @pytest.mark.anyio
