@@ -60,6 +60,7 @@ class PoolActor:
         self.reads, self.writes = steps[0][1].reads, steps[-1][1].writes
         self.replies, self.monitor = work.replies, work.monitor
         self.may_stop = work.config.llm is not None and self.reads is not Extracted
+        self.extracts = self.writes is Extracted is not self.reads
         self.stages = [(name, self._made(step, work.config)) for name, step in steps]
 
     def _made(self, step: Step, config: MemoryConfig) -> Stage[Any, Any]:
@@ -75,7 +76,7 @@ class PoolActor:
             count, started = len(rows), time.perf_counter()
             rows = self._through(stage, rows)
             self.monitor.step.remote(name, count, time.perf_counter() - started)
-        if self.writes is Extracted:
+        if self.extracts:
             self.monitor.add.remote(
                 messages=sum(len(row.messages) for row in rows),
                 entries=sum(len(row.entries) for row in rows),

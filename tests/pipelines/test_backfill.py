@@ -14,11 +14,14 @@ from lightmem_core.config import Component, InputConfig
 from lightmem_core.errors import InputError
 from lightmem_core.formats import Rejected
 from lightmem_core.long_term.store import MemoryStore
-from lightmem_core.schema import from_table
+from lightmem_core.schema import from_table, to_table
+from lightmem_core.types import History, Message
 from lightmem_pipelines import reading
 from lightmem_pipelines.backfill import BackfillRequest, backfill
 from lightmem_pipelines.files import InputFile, RunFiles
 from lightmem_pipelines.monitor import start_monitor
+from lightmem_pipelines.operators import STEPS, PoolActor, Work
+from lightmem_pipelines.replies import RunReplies
 
 pytestmark = pytest.mark.ray
 
@@ -100,6 +103,20 @@ def test_a_reader_that_is_made_to_wait_does_not_count_that(config, write_lines, 
     progress = ray.get(monitor.read.remote())
     assert progress.rows["read"] == 30
     assert progress.seconds["read"] < 6 * 0.5
+
+
+def test_a_message_is_done_once_however_the_stages_are_spread(config: Config):
+    monitor = start_monitor()
+    files = RunFiles.of(config.memory.store, "run-1")
+    work = Work(config.memory, monitor, RunReplies.of(config.memory, files, monitor, capped=False))
+    said = tuple(
+        Message("ada", "s1", n, "user", f"note {n}", START + n, id=str(n)) for n in range(5)
+    )
+    rows = to_table([History("ada", said)], History)
+    for pool in (("compress", "segment", "buffer"), ("extract",), ("embed",)):
+        rows = PoolActor([(name, STEPS[name]) for name in pool], work)(rows)
+    progress = ray.get(monitor.read.remote())
+    assert (progress.counts["messages"], progress.counts["entries"]) == (5, 5)
 
 
 def test_a_file_that_is_gone_when_it_is_read_is_an_error_that_says_what_to_do(config, tmp_path):
