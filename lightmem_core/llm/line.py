@@ -88,10 +88,6 @@ class Line:
             "runs, then run the same command again; no call that was answered is paid for again"
         )
 
-    def hushed(self, text: str) -> str:
-        """A server's words, which may repeat the key."""
-        return text.replace(self.key, "***") if self.key else text
-
     def _counted(self, request: ChatRequest, text: str) -> Usage:
         """A budget must hold at servers that report no usage too."""
         if not self._replies:

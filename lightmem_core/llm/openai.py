@@ -12,6 +12,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+from lightmem_core.hushed import hushed
 from lightmem_core.llm.chat import ChatRequest, Reply
 from lightmem_core.llm.governor import now
 from lightmem_core.llm.line import Line
@@ -95,11 +96,12 @@ class OpenAIChat:
         except (TimeoutError, APITimeoutError):
             return Failure("down", f"no answer in {self.options.timeout_s:g} seconds")
         except APIStatusError as error:
-            text = line.hushed(error.response.text)
+            text = hushed(error.response.text, line.key)
             return refusal(error.status_code, error.response.headers, text, line.server)
         except APIConnectionError as error:
             return unreachable(error, line.server)
-        return answer(line.hushed(body))
+        found = answer(body)
+        return found if isinstance(found, Answer) else answer(hushed(body, line.key))
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         options = self.options

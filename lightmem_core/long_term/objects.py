@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from lightmem_core.config import StoreConfig
 from lightmem_core.errors import ConfigError, StoreError
+from lightmem_core.hushed import hushed
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore
@@ -213,11 +214,9 @@ def _explained(uri: str, options: Mapping[str, str], error: Exception) -> StoreE
 
 
 def _first_line(error: Exception, options: Mapping[str, str]) -> str:
-    text = str(error).strip().partition("\n")[0]
-    for key, value in options.items():
-        if value and any(part in key.lower() for part in ("key", "secret", "token", "password")):
-            text = text.replace(value, "***")
-    return text
+    names = ("key", "secret", "token", "password")
+    secrets = (v for key, v in options.items() if any(name in key.lower() for name in names))
+    return hushed(str(error).strip().partition("\n")[0], *secrets)
 
 
 def _true(value: str) -> bool:

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from lightmem_core.config import LLMConfig
 from lightmem_core.errors import ConfigError
 from lightmem_core.formats.fields import clean
+from lightmem_core.hushed import hushed
 from lightmem_core.llm.line import key_of, trusted
 from lightmem_core.llm.openai_options import OpenAIOptions
 from lightmem_core.llm.options import SUMMARIZER_URL
@@ -87,7 +88,7 @@ class Upstream:
             return _answer(502, {"message": "the language model refuses this server's key"})
         after = response.headers.get("retry-after")
         message = error.get("message") or f"the language model answered {status}"
-        told = {**error, "message": clean(self._hushed(str(message)))}
+        told = {**error, "message": clean(hushed(str(message), self.key))}
         headers = {"Retry-After": after} if after else None
         return _answer(status if status >= 400 else 502, told, headers)
 
@@ -97,9 +98,6 @@ class Upstream:
             return await self.client.send(request, stream=True)
         except httpx2.HTTPError as error:
             raise self.lost(error) from error
-
-    def _hushed(self, text: str) -> str:
-        return text.replace(self.key, "***") if self.key else text
 
 
 def _of_summarizer(given: dict[str, Any]) -> dict[str, Any]:

@@ -445,6 +445,16 @@ def test_a_key_in_the_wrong_place_is_refused_and_not_shown():
         assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.parametrize("key", ["x", "text", "EMPTY", SECRET])
+def test_a_reply_is_as_the_model_gave_it_whatever_the_key(
+    make: Make, monkeypatch: pytest.MonkeyPatch, key: str
+):
+    """Servers on a laptop take any word for a key, and the model may use that word."""
+    monkeypatch.setenv("TEST_KEY", key)
+    (reply,) = ask(make(), request(3, f"the word {key}"))
+    assert replied(reply, 3, f"the word {key}")
+
+
 @pytest.mark.parametrize("key", ["schlüssel", "two\nlines"])
 def test_what_cannot_be_a_key_is_refused_and_not_shown(
     make: Make, monkeypatch: pytest.MonkeyPatch, key: str
