@@ -116,7 +116,10 @@ class Retrieval:
                 "the configuration names no reranker: add one under memory, such as "
                 "reranker: {use: cross-encoder, options: {model: ...}}"
             )
-        found = [self._hits(row, vector) for row, vector in zip(rows, vectors, strict=True)]
+        found = [
+            self.ranked(self._index_for(row), row, vector)
+            for row, vector in zip(rows, vectors, strict=True)
+        ]
         found = self._reranked(rows, found)
         return [self._with_neighbours(row, hits) for row, hits in zip(rows, found, strict=True)]
 
@@ -124,8 +127,9 @@ class Retrieval:
         """The user's entries, read again only after a commit that may have touched them."""
         return self.users.of(user_id).index
 
-    def _hits(self, query: Query, vector: np.ndarray) -> list[Hit]:
-        index = self._index_for(query)
+    def ranked(self, index: UserIndex, query: Query, vector: np.ndarray) -> list[Hit]:
+        """The best of an index: as many as a reranker is to read, if there is one to. Nothing is
+        read, and no model asked."""
         scores = index.rank(query.text, vector)
         depth = query.limit
         if query.rerank and self.reranker:

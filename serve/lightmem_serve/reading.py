@@ -11,6 +11,7 @@ import numpy as np
 
 from lightmem_core.config import Config
 from lightmem_core.errors import StoreError
+from lightmem_core.long_term.ranking import UserIndex
 from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory
@@ -23,6 +24,7 @@ from lightmem_serve.backend import Searched, in_pool
 from lightmem_serve.batching import Batching
 
 THREADS = 8  # that read and rank at once
+RANKED_AT_ONCE = 1_000  # entries: half a millisecond, as a thread takes to be handed the work
 SEARCHERS = 2  # that look for an id in the whole store
 T = TypeVar("T")
 # where a method is named `list`
@@ -47,19 +49,23 @@ class AsyncReader:
 
     async def search(self, query: Query) -> Searched:
         started = perf_counter()
-        ahead = asyncio.create_task(self._prepare(query))
+        ahead = asyncio.create_task(self._prepared(query))
         vector, batch = await self.embedded(query)
         embedded = perf_counter()
-        await ahead
-        (hits,) = await self._read(self.reader.answer, [query], vector[None])
+        if (index := await ahead) is not None:
+            hits = self.reader.ranked(index, query, vector)
+        else:
+            (hits,) = await self._read(self.reader.answer, [query], vector[None])
         return Searched(hits, embedded - started, perf_counter() - embedded, batch)
 
-    async def _prepare(self, query: Query) -> None:
-        """Read what is to be ranked while the query waits for the model. What fails here fails
-        again, and is told, where it is ranked."""
-        if query.as_of is None:
-            with suppress(Exception):
-                await self._read(self.reader.prepare, query.user_id)
+    async def _prepared(self, query: Query) -> UserIndex | None:
+        """What a query searches is read while it waits for the model. None for what a thread is to
+        rank: what takes long, and what cannot be read, where that fails again and is told."""
+        with suppress(Exception):
+            index = await self._read(self.reader.prepared, query)
+            if index is not None and len(index.entries) <= RANKED_AT_ONCE:
+                return index
+        return None
 
     def _embedded(self, queries: list[Query]) -> list[tuple[np.ndarray, int]]:
         """The vector of each query, and how many were embedded together."""

@@ -22,8 +22,10 @@ from lightmem_core.config import (
 from lightmem_core.encoders.hashing import HashEmbedder
 from lightmem_core.errors import ConfigError, StoreError
 from lightmem_core.long_term import reembed
+from lightmem_core.long_term.ranking import UserIndex
 from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.store import MemoryStore, VectorModel
+from lightmem_core.long_term.tables import now_ms
 from lightmem_core.online.filters import parse
 from lightmem_core.online.inbox import Inbox, Waiting
 from lightmem_core.online.reader import OnlineReader
@@ -106,21 +108,37 @@ async def test_what_is_searched_is_read_while_the_query_waits_for_the_model(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ):
     reader, read = AsyncReader(config), Event()
-    prepare, embed = reader.reader.prepare, reader.reader.embed
+    prepare, embed = reader.reader.prepared, reader.reader.embed
 
-    def prepared(user_id: str) -> None:
-        prepare(user_id)
+    def prepared(query: Query) -> UserIndex | None:
+        index = prepare(query)
         read.set()
+        return index
 
     def embedded(queries: Sequence[Query]) -> np.ndarray:
         assert read.wait(30), "nobody reads until the model is done"
         return embed(queries)
 
-    monkeypatch.setattr(reader.reader, "prepare", prepared)
+    monkeypatch.setattr(reader.reader, "prepared", prepared)
     monkeypatch.setattr(reader.reader, "embed", embedded)
     assert (await reader.search(Query("user1", "beagle"))).hits[0].entry.text == SAID[0]
     with pytest.raises(StoreError, match="half a character"):
         await reader.search(Query("\ud800", "what cannot be read is told"))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("at_once", [0, 1_000])
+async def test_the_same_is_found_at_once_and_in_a_thread(
+    config: Config, monkeypatch: pytest.MonkeyPatch, at_once: int
+):
+    monkeypatch.setattr("lightmem_serve.reading.RANKED_AT_ONCE", at_once)
+    reader, direct = AsyncReader(config), OnlineReader(config.memory)
+    for asked in ({}, {"neighbours": 1}, {"as_of": now_ms()}, {"wanted": parse({"run_id": "s1"})}):
+        query = Query("user1", "tickets for my sister", 3, **asked)
+        found, expected = (await reader.search(query)).hits, direct.search([query])[0]
+        assert [(hit.entry.id, hit.score, hit.neighbours) for hit in found] == [
+            (hit.entry.id, hit.score, hit.neighbours) for hit in expected
+        ]
 
 
 @pytest.mark.anyio
