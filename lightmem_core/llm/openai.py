@@ -100,7 +100,7 @@ class OpenAIChat:
             return refusal(error.status_code, error.response.headers, text, line.server)
         except APIConnectionError as error:
             return unreachable(error, line.server)
-        found = answer(body)
+        found = answer(body)  # a reply stays as it is, an error is cleared before it is cut short
         return found if isinstance(found, Answer) else answer(hushed(body, line.key))
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FRAGMENT_ROWS = 50_000  # a fragment of so many rows is left alone: none is rewritten for ever
 SCAN_ROWS = 1_024  # that compaction holds at a time
-FILE_VERSION = "2.1"  # of what it writes: a user's rows are read a third faster than from "2.2"
+FILE_VERSION = "2.1"  # of what it writes: read in a fifth to a third less time than 2.2
 VERSIONS = 100  # of a small table
 KEPT = timedelta(hours=1)  # old versions: as long as a reader may take
 ATTEMPTS = 6  # at a commit, each of which LanceDB itself repeats for 30 seconds
@@ -265,7 +265,7 @@ def compact(table: Table, keep: timedelta = KEPT) -> None:
 
     Where other writers are at the same rows all the time, this waits for the next time.
     """
-    _unless_in_the_way(table, lambda: _join_fragments(table))
+    _unless_in_the_way(table, lambda: _joined_and_indexed(table))
     dataset = table.to_lance()
     dataset.cleanup_old_versions(older_than=keep, error_if_tagged_old_versions=False)
     table.checkout_latest()
@@ -285,7 +285,7 @@ def _unless_in_the_way(table: Table, commit: Callable[[], object]) -> None:
             raise
 
 
-def _join_fragments(table: Table) -> None:
+def _joined_and_indexed(table: Table) -> None:
     dataset = table.to_lance()
     join_fragments(dataset)
     dataset.optimize.optimize_indices()

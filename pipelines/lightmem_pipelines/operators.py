@@ -60,7 +60,7 @@ class PoolActor:
         self.reads, self.writes = steps[0][1].reads, steps[-1][1].writes
         self.replies, self.monitor = work.replies, work.monitor
         self.may_stop = work.config.llm is not None and self.reads is not Extracted
-        self.extracts = self.writes is Extracted is not self.reads
+        self.extracts = self.writes is Extracted and self.reads is not Extracted
         self.stages = [(name, self._made(step, work.config)) for name, step in steps]
 
     def _made(self, step: Step, config: MemoryConfig) -> Stage[Any, Any]:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -24,7 +23,9 @@ from lightmem_serve.backend import Searched, in_pool
 from lightmem_serve.batching import Batching
 
 THREADS = 8  # that read and rank at once
-RANKED_AT_ONCE = 1_000  # entries: half a millisecond, as a thread takes to be handed the work
+# What is ranked where it is awaited takes half a millisecond, as long as to hand it to a thread:
+MOST_ENTRIES, MOST_HITS, LONGEST_QUERY = 1_000, 100, 500  # characters
+FRESH_S = 1.0  # what was read so long ago is looked at again
 SEARCHERS = 2  # that look for an id in the whole store
 T = TypeVar("T")
 # where a method is named `list`
@@ -48,24 +49,22 @@ class AsyncReader:
         self.reader.embed([Query("", "loads the model")])  # before the first request comes
 
     async def search(self, query: Query) -> Searched:
+        """What a query searches is read while it waits for the model."""
         started = perf_counter()
-        ahead = asyncio.create_task(self._prepared(query))
-        vector, batch = await self.embedded(query)
-        embedded = perf_counter()
-        if (index := await ahead) is not None:
+        (vector, batch, embedded), index = await asyncio.gather(
+            self._vector(query), self._read(self.reader.prepared, query)
+        )
+        if index is not None and _quick(query, index) and embedded - started < FRESH_S:
+            self._confirm()
             hits = self.reader.ranked(index, query, vector)
         else:
             (hits,) = await self._read(self.reader.answer, [query], vector[None])
         return Searched(hits, embedded - started, perf_counter() - embedded, batch)
 
-    async def _prepared(self, query: Query) -> UserIndex | None:
-        """What a query searches is read while it waits for the model. None for what a thread is to
-        rank: what takes long, and what cannot be read, where that fails again and is told."""
-        with suppress(Exception):
-            index = await self._read(self.reader.prepared, query)
-            if index is not None and len(index.entries) <= RANKED_AT_ONCE:
-                return index
-        return None
+    async def _vector(self, query: Query) -> tuple[np.ndarray, int, float]:
+        """A query's vector, how many were embedded together, and when."""
+        vector, batch = await self.embedded(query)
+        return vector, batch, perf_counter()
 
     def _embedded(self, queries: list[Query]) -> list[tuple[np.ndarray, int]]:
         """The vector of each query, and how many were embedded together."""
@@ -127,6 +126,19 @@ class AsyncReader:
     async def _read(
         self, call: Callable[..., T], *args: Any, threads: ThreadPoolExecutor | None = None
     ) -> T:
+        self._confirm()
+        return await in_pool(threads or self.threads, call, *args)
+
+    def _confirm(self) -> None:
         if self.trouble:
             raise StoreError(self.trouble)
-        return await in_pool(threads or self.threads, call, *args)
+
+
+def _quick(query: Query, index: UserIndex) -> bool:
+    """Whether ranking keeps nobody waiting. A filter may be long, and is asked of each entry."""
+    return (
+        len(index.entries) <= MOST_ENTRIES
+        and len(query.text) <= LONGEST_QUERY
+        and query.limit <= MOST_HITS
+        and query.wanted is None
+    )

@@ -82,13 +82,14 @@ class Upstream:
     def refusal(self, response: httpx2.Response, content: bytes) -> JSONResponse:
         """What the model's server refuses, in OpenAI's shape."""
         status = response.status_code
-        error = _error(content)
+        said = ((name, value) for name, value in _error(content).items() if value is not None)
+        error = {name: hushed(str(value), self.key) for name, value in said}
         if status in OURS:
             log.error("the language model refuses the key of %s", self.options.api_key_env)
             return _answer(502, {"message": "the language model refuses this server's key"})
         after = response.headers.get("retry-after")
         message = error.get("message") or f"the language model answered {status}"
-        told = {**error, "message": clean(hushed(str(message), self.key))}
+        told = {**error, "message": clean(message)}
         headers = {"Retry-After": after} if after else None
         return _answer(status if status >= 400 else 502, told, headers)
 

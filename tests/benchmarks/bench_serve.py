@@ -208,7 +208,7 @@ def serving(config: Config, folder: Path, users: int, switches: dict[str, str]) 
     streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **streams, env=os.environ | switches) as process:
         assert process.stdout is not None
-        if not process.stdout.readline():  # else it answers
+        if not process.stdout.readline():  # it says a line once it answers
             raise SystemExit("the server does not start: its error stands above")
         try:
             yield Asked(f"http://127.0.0.1:{port}", key, users, process.pid)

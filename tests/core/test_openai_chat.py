@@ -445,6 +445,17 @@ def test_a_key_in_the_wrong_place_is_refused_and_not_shown():
         assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.parametrize("mode", ["html_200", "html_500"])
+def test_a_page_that_repeats_the_key_is_shown_without_it(
+    make: Make, llm_endpoint: Any, monkeypatch: pytest.MonkeyPatch, mode: str
+):
+    monkeypatch.setenv("TEST_KEY", "sk-secret")
+    llm_endpoint.plan({"mode": mode, "times": ALWAYS})
+    (error,) = ask(make(give_up_s=0.2), request())
+    assert isinstance(error, LLMUnavailableError)
+    assert "Bad gateway ***" in str(error)
+
+
 @pytest.mark.parametrize("key", ["x", "text", "EMPTY", SECRET])
 def test_a_reply_is_as_the_model_gave_it_whatever_the_key(
     make: Make, monkeypatch: pytest.MonkeyPatch, key: str

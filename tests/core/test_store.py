@@ -14,7 +14,7 @@ from lightmem_core.long_term.provenance import provenance
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel, part_number, shard_number
-from lightmem_core.long_term.tables import small_fragments, unindexed
+from lightmem_core.long_term.tables import FILE_VERSION, small_fragments, unindexed
 from lightmem_core.long_term.upkeep import COMPACT_AFTER, ENTRIES_BEHIND, MESSAGES_BEHIND
 from lightmem_core.schema import to_table
 from lightmem_core.types import Entry, Extracted, Message, Source
@@ -379,6 +379,11 @@ def test_the_entries_of_a_user_of_any_size_are_all_read(
     assert len(store.shards[0].known(["ada"])) == 1_500
 
 
+def file_versions(table: Table) -> set[str]:
+    files = (file for part in table.to_lance().get_fragments() for file in part.data_files())
+    return {f"{file.file_major_version}.{file.file_minor_version}" for file in files}
+
+
 def test_optimizing_keeps_the_contents(store: MemoryStore, put: Callable[..., Extracted]):
     shard = store.shards[0]
     for at in range(6):
@@ -387,6 +392,7 @@ def test_optimizing_keeps_the_contents(store: MemoryStore, put: Callable[..., Ex
     version = shard.entries.version
     shard.compact()
     assert shard.entries.version > version
+    assert file_versions(shard.entries) == {FILE_VERSION}
     assert [repr(e) for e in shard.entries_of(["ada"])] == before
     assert shard.messages.count_rows() == 6
     put(shard, "entry 5", "entry 6", start=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -105,7 +106,10 @@ def test_a_reader_that_is_made_to_wait_does_not_count_that(config, write_lines, 
     assert progress.seconds["read"] < 6 * 0.5
 
 
-def test_a_message_is_done_once_however_the_stages_are_spread(config: Config):
+@pytest.mark.parametrize("cuts", [(), (3,), (4,), (3, 4), (1, 2, 3, 4)])
+def test_a_message_is_done_once_however_the_stages_are_spread(
+    config: Config, cuts: tuple[int, ...]
+):
     monitor = start_monitor()
     files = RunFiles.of(config.memory.store, "run-1")
     work = Work(config.memory, monitor, RunReplies.of(config.memory, files, monitor, capped=False))
@@ -113,8 +117,9 @@ def test_a_message_is_done_once_however_the_stages_are_spread(config: Config):
         Message("ada", "s1", n, "user", f"note {n}", START + n, id=str(n)) for n in range(5)
     )
     rows = to_table([History("ada", said)], History)
-    for pool in (("compress", "segment", "buffer"), ("extract",), ("embed",)):
-        rows = PoolActor([(name, STEPS[name]) for name in pool], work)(rows)
+    steps = list(STEPS.items())
+    for start, end in pairwise((0, *cuts, len(steps))):
+        rows = PoolActor(steps[start:end], work)(rows)
     progress = ray.get(monitor.read.remote())
     assert (progress.counts["messages"], progress.counts["entries"]) == (5, 5)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread, current_thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,13 +24,14 @@ from lightmem_core.encoders.hashing import HashEmbedder
 from lightmem_core.errors import ConfigError, StoreError
 from lightmem_core.long_term import reembed
 from lightmem_core.long_term.ranking import UserIndex
-from lightmem_core.long_term.retrieve import Query
+from lightmem_core.long_term.retrieve import Hit, Query
 from lightmem_core.long_term.store import MemoryStore, VectorModel
 from lightmem_core.long_term.tables import now_ms
 from lightmem_core.online.filters import parse
 from lightmem_core.online.inbox import Inbox, Waiting
 from lightmem_core.online.reader import OnlineReader
 from lightmem_pipelines.cluster import ray_session
+from lightmem_serve import reading
 from lightmem_serve.deployments import Handles, readers_of
 from lightmem_serve.reading import AsyncReader
 
@@ -127,18 +129,61 @@ async def test_what_is_searched_is_read_while_the_query_waits_for_the_model(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("at_once", [0, 1_000])
-async def test_the_same_is_found_at_once_and_in_a_thread(
-    config: Config, monkeypatch: pytest.MonkeyPatch, at_once: int
+@pytest.mark.parametrize(
+    ("asked", "limits", "at_once"),
+    [
+        ({}, {}, True),
+        ({"limit": 100}, {}, True),
+        ({"limit": 101}, {}, False),
+        ({"text": "tickets " * 100}, {}, False),
+        ({"wanted": parse({"run_id": "s1"})}, {}, False),
+        ({"neighbours": 1}, {}, False),
+        ({"as_of": now_ms()}, {}, False),
+        ({}, {"MOST_ENTRIES": len(SAID) - 1}, False),
+        ({}, {"FRESH_S": 0}, False),
+    ],
+)
+async def test_the_same_is_found_at_once_where_that_takes_no_time_and_in_a_thread(
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, Any],
+    limits: dict[str, int],
+    at_once: bool,
 ):
-    monkeypatch.setattr("lightmem_serve.reading.RANKED_AT_ONCE", at_once)
-    reader, direct = AsyncReader(config), OnlineReader(config.memory)
-    for asked in ({}, {"neighbours": 1}, {"as_of": now_ms()}, {"wanted": parse({"run_id": "s1"})}):
-        query = Query("user1", "tickets for my sister", 3, **asked)
-        found, expected = (await reader.search(query)).hits, direct.search([query])[0]
-        assert [(hit.entry.id, hit.score, hit.neighbours) for hit in found] == [
-            (hit.entry.id, hit.score, hit.neighbours) for hit in expected
-        ]
+    for name, limit in limits.items():
+        monkeypatch.setattr(reading, name, limit)
+    reader, threads = AsyncReader(config), set[Thread]()
+    answer = reader.reader.answer
+
+    def answered(*given: Any) -> list[list[Hit]]:
+        threads.add(current_thread())
+        return answer(*given)
+
+    monkeypatch.setattr(reader.reader, "answer", answered)
+    query = Query(**{"user_id": "user1", "text": "tickets for my sister", "limit": 3} | asked)
+    (expected,) = OnlineReader(config.memory).search([query])
+    found = (await reader.search(query)).hits
+    assert [(hit.entry.id, hit.score, hit.neighbours) for hit in found] == [
+        (hit.entry.id, hit.score, hit.neighbours) for hit in expected
+    ]
+    assert len(threads) == (not at_once)
+    assert current_thread() not in threads
+
+
+@pytest.mark.anyio
+async def test_who_waited_for_the_model_is_not_answered_from_a_store_that_was_switched(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    reader = AsyncReader(config)
+    embed = reader.reader.embed
+
+    def switched_meanwhile(queries: Sequence[Query]) -> np.ndarray:
+        reader.trouble = "the store was switched"
+        return embed(queries)
+
+    monkeypatch.setattr(reader.reader, "embed", switched_meanwhile)
+    with pytest.raises(StoreError, match="was switched"):
+        await reader.search(Query("user1", "beagle"))
 
 
 @pytest.mark.anyio
