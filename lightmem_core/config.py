@@ -218,7 +218,7 @@ class ServeConfig(Model):
     limits: LimitsConfig = LimitsConfig()
     flush_after_s: float = Field(default=60, gt=0)
     repeat_within_s: float = Field(default=3_600, ge=0)
-    max_batch_size: int = Field(default=4, gt=0)
+    max_batch_size: int = Field(default=3, gt=0)
     replicas: int = Field(default=0, ge=0)
     cpus: float = Field(default=0.5, ge=0)
 

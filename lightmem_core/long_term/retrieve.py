@@ -116,10 +116,7 @@ class Retrieval:
                 "the configuration names no reranker: add one under memory, such as "
                 "reranker: {use: cross-encoder, options: {model: ...}}"
             )
-        found = [
-            self.ranked(self._index_for(row), row, vector)
-            for row, vector in zip(rows, vectors, strict=True)
-        ]
+        found = [self._hits(row, vector) for row, vector in zip(rows, vectors, strict=True)]
         found = self._reranked(rows, found)
         return [self._with_neighbours(row, hits) for row, hits in zip(rows, found, strict=True)]
 
@@ -127,9 +124,8 @@ class Retrieval:
         """The user's entries, read again only after a commit that may have touched them."""
         return self.users.of(user_id).index
 
-    def ranked(self, index: UserIndex, query: Query, vector: np.ndarray) -> list[Hit]:
-        """The best of an index: as many as a reranker is to read, if there is one to. Nothing is
-        read, and no model asked."""
+    def _hits(self, query: Query, vector: np.ndarray) -> list[Hit]:
+        index = self._index_for(query)
         scores = index.rank(query.text, vector)
         depth = query.limit
         if query.rerank and self.reranker:

@@ -15,7 +15,6 @@ from lightmem_core import factory
 from lightmem_core.config import MemoryConfig
 from lightmem_core.errors import NotFoundError, RequestError
 from lightmem_core.long_term.provenance import Provenance
-from lightmem_core.long_term.ranking import UserIndex
 from lightmem_core.long_term.retrieve import Hit, Query, Retrieval
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.shard import Shard
@@ -61,19 +60,9 @@ class OnlineReader:
         """float32, shape (len(queries), dim)."""
         return self.retrieval.embed(queries)
 
-    def prepared(self, query: Query) -> UserIndex | None:
-        """The index to rank for a query, read if it is not in the cache; None for an earlier day,
-        and where neighbours or a reranker are asked for once it is ranked."""
-        if query.as_of is not None:
-            return None
-        index = self.retrieval.index(query.user_id)
-        return None if query.rerank or query.neighbours else index
-
-    def ranked(self, index: UserIndex, query: Query, vector: np.ndarray) -> builtins.list[Hit]:
-        """What `answer` gives where the query has a `prepared` index. Nothing is read."""
-        hits = self.retrieval.ranked(index, query, vector)
-        self._owners.note_all(hit.entry for hit in hits)
-        return hits
+    def prepare(self, user_id: str) -> None:
+        """Read and index what the user has, so that `answer` need not."""
+        self.retrieval.index(user_id)
 
     def answer(
         self, queries: Sequence[Query], vectors: np.ndarray

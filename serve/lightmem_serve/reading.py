@@ -10,7 +10,6 @@ import numpy as np
 
 from lightmem_core.config import Config
 from lightmem_core.errors import StoreError
-from lightmem_core.long_term.ranking import UserIndex
 from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.versions import EntryHistory
@@ -23,9 +22,6 @@ from lightmem_serve.backend import Searched, in_pool
 from lightmem_serve.batching import Batching
 
 THREADS = 8  # that read and rank at once
-# What is ranked where it is awaited takes half a millisecond, as long as to hand it to a thread:
-MOST_ENTRIES, MOST_HITS, LONGEST_QUERY = 1_000, 100, 500  # characters
-FRESH_S = 1.0  # what was read so long ago is looked at again
 SEARCHERS = 2  # that look for an id in the whole store
 T = TypeVar("T")
 # where a method is named `list`
@@ -51,20 +47,20 @@ class AsyncReader:
     async def search(self, query: Query) -> Searched:
         """What a query searches is read while it waits for the model."""
         started = perf_counter()
-        (vector, batch, embedded), index = await asyncio.gather(
-            self._vector(query), self._read(self.reader.prepared, query)
+        (vector, batch, embedded), _ = await asyncio.gather(
+            self._vector(query), self._prepare(query)
         )
-        if index is not None and _quick(query, index) and embedded - started < FRESH_S:
-            self._confirm()
-            hits = self.reader.ranked(index, query, vector)
-        else:
-            (hits,) = await self._read(self.reader.answer, [query], vector[None])
+        (hits,) = await self._read(self.reader.answer, [query], vector[None])
         return Searched(hits, embedded - started, perf_counter() - embedded, batch)
 
     async def _vector(self, query: Query) -> tuple[np.ndarray, int, float]:
         """A query's vector, how many were embedded together, and when."""
         vector, batch = await self.embedded(query)
         return vector, batch, perf_counter()
+
+    async def _prepare(self, query: Query) -> None:
+        if query.as_of is None:  # an earlier day is read by itself
+            await self._read(self.reader.prepare, query.user_id)
 
     def _embedded(self, queries: list[Query]) -> list[tuple[np.ndarray, int]]:
         """The vector of each query, and how many were embedded together."""
@@ -126,19 +122,6 @@ class AsyncReader:
     async def _read(
         self, call: Callable[..., T], *args: Any, threads: ThreadPoolExecutor | None = None
     ) -> T:
-        self._confirm()
-        return await in_pool(threads or self.threads, call, *args)
-
-    def _confirm(self) -> None:
         if self.trouble:
             raise StoreError(self.trouble)
-
-
-def _quick(query: Query, index: UserIndex) -> bool:
-    """Whether ranking keeps nobody waiting. A filter may be long, and is asked of each entry."""
-    return (
-        len(index.entries) <= MOST_ENTRIES
-        and len(query.text) <= LONGEST_QUERY
-        and query.limit <= MOST_HITS
-        and query.wanted is None
-    )
+        return await in_pool(threads or self.threads, call, *args)

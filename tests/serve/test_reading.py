@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from threading import Event, Thread, current_thread
-from typing import Any
+from threading import Event
 
 import numpy as np
 import pytest
@@ -23,15 +22,12 @@ from lightmem_core.config import (
 from lightmem_core.encoders.hashing import HashEmbedder
 from lightmem_core.errors import ConfigError, StoreError
 from lightmem_core.long_term import reembed
-from lightmem_core.long_term.ranking import UserIndex
-from lightmem_core.long_term.retrieve import Hit, Query
+from lightmem_core.long_term.retrieve import Query
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_core.long_term.tables import now_ms
 from lightmem_core.online.filters import parse
 from lightmem_core.online.inbox import Inbox, Waiting
 from lightmem_core.online.reader import OnlineReader
 from lightmem_pipelines.cluster import ray_session
-from lightmem_serve import reading
 from lightmem_serve.deployments import Handles, readers_of
 from lightmem_serve.reading import AsyncReader
 
@@ -110,64 +106,21 @@ async def test_what_is_searched_is_read_while_the_query_waits_for_the_model(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ):
     reader, read = AsyncReader(config), Event()
-    prepare, embed = reader.reader.prepared, reader.reader.embed
+    prepare, embed = reader.reader.prepare, reader.reader.embed
 
-    def prepared(query: Query) -> UserIndex | None:
-        index = prepare(query)
+    def prepared(user_id: str) -> None:
+        prepare(user_id)
         read.set()
-        return index
 
     def embedded(queries: Sequence[Query]) -> np.ndarray:
         assert read.wait(30), "nobody reads until the model is done"
         return embed(queries)
 
-    monkeypatch.setattr(reader.reader, "prepared", prepared)
+    monkeypatch.setattr(reader.reader, "prepare", prepared)
     monkeypatch.setattr(reader.reader, "embed", embedded)
     assert (await reader.search(Query("user1", "beagle"))).hits[0].entry.text == SAID[0]
     with pytest.raises(StoreError, match="half a character"):
         await reader.search(Query("\ud800", "what cannot be read is told"))
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize(
-    ("asked", "limits", "at_once"),
-    [
-        ({}, {}, True),
-        ({"limit": 100}, {}, True),
-        ({"limit": 101}, {}, False),
-        ({"text": "tickets " * 100}, {}, False),
-        ({"wanted": parse({"run_id": "s1"})}, {}, False),
-        ({"neighbours": 1}, {}, False),
-        ({"as_of": now_ms()}, {}, False),
-        ({}, {"MOST_ENTRIES": len(SAID) - 1}, False),
-        ({}, {"FRESH_S": 0}, False),
-    ],
-)
-async def test_the_same_is_found_at_once_where_that_takes_no_time_and_in_a_thread(
-    config: Config,
-    monkeypatch: pytest.MonkeyPatch,
-    asked: dict[str, Any],
-    limits: dict[str, int],
-    at_once: bool,
-):
-    for name, limit in limits.items():
-        monkeypatch.setattr(reading, name, limit)
-    reader, threads = AsyncReader(config), set[Thread]()
-    answer = reader.reader.answer
-
-    def answered(*given: Any) -> list[list[Hit]]:
-        threads.add(current_thread())
-        return answer(*given)
-
-    monkeypatch.setattr(reader.reader, "answer", answered)
-    query = Query(**{"user_id": "user1", "text": "tickets for my sister", "limit": 3} | asked)
-    (expected,) = OnlineReader(config.memory).search([query])
-    found = (await reader.search(query)).hits
-    assert [(hit.entry.id, hit.score, hit.neighbours) for hit in found] == [
-        (hit.entry.id, hit.score, hit.neighbours) for hit in expected
-    ]
-    assert len(threads) == (not at_once)
-    assert current_thread() not in threads
 
 
 @pytest.mark.anyio
