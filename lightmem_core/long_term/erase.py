@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lightmem_core.errors import StoreError
+from lightmem_core.long_term.compaction import join_fragments
 from lightmem_core.long_term.mentions import (
     Redaction,
     pseudonym,
@@ -24,7 +25,7 @@ from lightmem_core.long_term.mentions import (
     without_error,
 )
 from lightmem_core.long_term.store import MemoryStore, table_names
-from lightmem_core.long_term.tables import join_fragments, of_users, read_batches
+from lightmem_core.long_term.tables import of_users, read_batches
 
 if TYPE_CHECKING:
     from lancedb.table import Table

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lightmem_core.errors import StoreError
-from lightmem_core.long_term.tables import drop_versions, keyed_table, now_ms, quoted, upsert
+from lightmem_core.long_term.compaction import drop_versions
+from lightmem_core.long_term.tables import keyed_table, now_ms, quoted, upsert
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection

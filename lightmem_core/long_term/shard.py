@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from lightmem_core.long_term.compaction import compact
 from lightmem_core.long_term.tables import (
     NEWER,
     among,
     committed,
-    compact,
     insert_missing,
     now_ms,
     of_users,

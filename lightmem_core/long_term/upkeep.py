@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightmem_core.long_term.tables import index_anew, small_fragments, unindexed
+from lightmem_core.long_term.compaction import index_anew, small_fragments, unindexed
 
 if TYPE_CHECKING:
     from lightmem_core.long_term.shard import Shard

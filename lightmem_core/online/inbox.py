@@ -9,13 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightmem_core.history import stored_history
+from lightmem_core.long_term.compaction import compact
 from lightmem_core.long_term.newest import NewestVersion
 from lightmem_core.long_term.shard import IDS_PER_FILTER, USERS_PER_FILTER
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import (
     among,
     committed,
-    compact,
     insert_missing,
     keyed_table,
     of_users,

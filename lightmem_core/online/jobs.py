@@ -14,10 +14,10 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightmem_core.long_term.compaction import drop_versions
 from lightmem_core.long_term.tables import (
     among,
     committed,
-    drop_versions,
     insert_missing,
     keyed_table,
     now_ms,

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import pyarrow as pa
 
 from lightmem_core.errors import StoreError
-from lightmem_core.long_term.tables import drop_versions, keyed_table, now_ms, upsert
+from lightmem_core.long_term.compaction import drop_versions
+from lightmem_core.long_term.tables import keyed_table, now_ms, upsert
 from lightmem_core.online.tenants import checked_tenant, stored_user
 
 if TYPE_CHECKING:

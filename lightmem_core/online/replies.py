@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from lightmem_core.llm.chat import Note, Reply
 from lightmem_core.llm.usage import UPDATE, Usage
+from lightmem_core.long_term.compaction import compact
 from lightmem_core.long_term.store import MemoryStore
 from lightmem_core.long_term.tables import (
     committed,
-    compact,
     insert_missing,
     keyed_table,
     now_ms,

@@ -11,10 +11,11 @@ from typing import Any
 from lightmem_core import factory
 from lightmem_core.config import MemoryConfig
 from lightmem_core.errors import InputError
+from lightmem_core.long_term.compaction import drop_versions
 from lightmem_core.long_term.lease import ERASING, SLEEPING, Leases
 from lightmem_core.long_term.runs import Run, Running, new_run_id, recorded
 from lightmem_core.long_term.store import MemoryStore
-from lightmem_core.long_term.tables import drop_versions, now_ms
+from lightmem_core.long_term.tables import now_ms
 from lightmem_core.types import stable_id
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ import pytest
 
 from lightmem_core.config import StoreConfig
 from lightmem_core.errors import StoreError
+from lightmem_core.long_term.compaction import compact
 from lightmem_core.long_term.erase import erase_from_ledger, erase_rows
 from lightmem_core.long_term.lease import ERASING, Leases
 from lightmem_core.long_term.mentions import Redaction, Traces, pseudonym, without_error
@@ -18,7 +19,7 @@ from lightmem_core.long_term.proof import Proof
 from lightmem_core.long_term.run_files import erase_user
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.store import MemoryStore, VectorModel
-from lightmem_core.long_term.tables import compact, of_users
+from lightmem_core.long_term.tables import of_users
 from lightmem_core.schema import to_table
 from lightmem_core.types import Entry, Extracted, Message, Source
 
@@ -108,7 +109,7 @@ def test_a_fragment_larger_than_compaction_would_touch_is_written_again(
 ):
     put(store, "ada", "eve-the-erased", count=100)
     store.shards[0].compact()
-    monkeypatch.setattr("lightmem_core.long_term.tables.FRAGMENT_ROWS", 10)
+    monkeypatch.setattr("lightmem_core.long_term.compaction.FRAGMENT_ROWS", 10)
     erase_rows(store, "eve-the-erased")
     assert naming(store, "eve-the-erased") == []
     assert store.shards[0].entries.count_rows() == 100

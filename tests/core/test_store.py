@@ -10,11 +10,11 @@ from lancedb.table import Table
 from lightmem_core.config import StoreConfig
 from lightmem_core.errors import StoreError
 from lightmem_core.long_term import store as store_module
+from lightmem_core.long_term.compaction import FILE_VERSION, small_fragments, unindexed
 from lightmem_core.long_term.provenance import provenance
 from lightmem_core.long_term.runs import Run
 from lightmem_core.long_term.shard import Shard
 from lightmem_core.long_term.store import MemoryStore, VectorModel, part_number, shard_number
-from lightmem_core.long_term.tables import FILE_VERSION, small_fragments, unindexed
 from lightmem_core.long_term.upkeep import COMPACT_AFTER, ENTRIES_BEHIND, MESSAGES_BEHIND
 from lightmem_core.schema import to_table
 from lightmem_core.types import Entry, Extracted, Message, Source
