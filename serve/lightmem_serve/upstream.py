@@ -82,14 +82,14 @@ class Upstream:
     def refusal(self, response: httpx2.Response, content: bytes) -> JSONResponse:
         """What the model's server refuses, in OpenAI's shape."""
         status = response.status_code
-        said = ((name, value) for name, value in _error(content).items() if value is not None)
-        error = {name: hushed(str(value), self.key) for name, value in said}
         if status in OURS:
             log.error("the language model refuses the key of %s", self.options.api_key_env)
             return _answer(502, {"message": "the language model refuses this server's key"})
         after = response.headers.get("retry-after")
-        message = error.get("message") or f"the language model answered {status}"
-        told = {**error, "message": clean(message)}
+        error = _error(content)
+        said = {name: error[name] for name in NAMED if error.get(name) is not None}
+        said["message"] = error.get("message") or f"the language model answered {status}"
+        told = {name: clean(hushed(str(value), self.key)) for name, value in said.items()}
         headers = {"Retry-After": after} if after else None
         return _answer(status if status >= 400 else 502, told, headers)
 
@@ -116,8 +116,7 @@ def _error(content: bytes) -> dict[str, Any]:
 
 
 def _answer(
-    status: int, error: dict[str, Any], headers: dict[str, str] | None = None
+    status: int, told: dict[str, str], headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    own = error_body(status, error["message"])["error"]
-    given = {name: clean(str(error[name])) for name in NAMED if error.get(name) is not None}
-    return JSONResponse({"error": {**own, **given}}, status, headers)
+    own = error_body(status, told["message"])["error"]
+    return JSONResponse({"error": {**own, **told}}, status, headers)

@@ -1,17 +1,20 @@
 """A chat through OpenAI's client: memories go in, turns come back, each once and nothing else."""
 
 import asyncio
+import json
 import time
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 import yaml
 
 from lightmem_core import load_config
+from lightmem_core.llm.openai_options import OpenAIOptions
 from lightmem_serve.app import AppArgs
 from lightmem_serve.block import ABOUT, BEGIN, END, block_of, with_block, without_blocks
 from lightmem_serve.turns import Turns
@@ -302,6 +305,24 @@ def test_what_the_model_refuses_is_passed_on(
     )
     assert "sk-secret" not in str(error)
     assert stored(server, "c-errors") == []
+
+
+@pytest.mark.parametrize("said", [[], {}, 0, "", {"message": None, "param": None}])
+def test_a_refusal_that_says_nothing_is_told_by_its_status(said: Any):
+    told = refused(400, said)
+    assert (told["message"], told["param"]) == ("the language model answered 400", None)
+
+
+def test_a_refusal_repeats_the_key_in_no_field(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-7")
+    told = refused(400, {"message": "no 'sk-7'", "param": "sk-7", "code": "sk-7", "type": "x"})
+    assert told == {"message": "no '***'", "param": "***", "code": "***", "type": "x"}
+
+
+def refused(status: int, said: Any) -> dict[str, Any]:
+    upstream = Upstream(OpenAIOptions(model="tiny"))
+    answer = upstream.refusal(httpx2.Response(status), json.dumps({"error": said}).encode())
+    return json.loads(bytes(answer.body))["error"]
 
 
 def test_the_models_are_those_of_the_model_s_server(server, chat, llm_endpoint):
